@@ -1,0 +1,119 @@
+"""A random 0.22 M-parameter Qwen3 with a character tokenizer, as a Hugging Face folder. Needs neither torch nor transformers."""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
+ROLES = ["system", "user", "assistant"]
+CHARACTERS = "\n 0123456789+-*/=(),:.?!abcdefghijklmnopqrstuvwxyz"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 96, 2, 3, 1, 32
+INTERMEDIATE = 3 * HIDDEN
+INIT_STD = 0.02
+
+
+def write_tokenizer(folder: Path) -> int:
+    """tokenizer.json and tokenizer_config.json; the size of the vocabulary."""
+    words = [*SPECIAL, *ROLES, *CHARACTERS]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in SPECIAL[:3]])
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in [*SPECIAL[3:], *ROLES]])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": "<|endoftext|>",
+        "eos_token": "<|im_end|>",
+        "chat_template": CHAT_TEMPLATE,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 256,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
+    return len(words)
+
+
+def write_config(folder: Path, vocab_size: int) -> None:
+    """config.json and generation_config.json."""
+    config = {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "vocab_size": vocab_size,
+        "hidden_size": HIDDEN,
+        "intermediate_size": INTERMEDIATE,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "head_dim": HEAD_DIM,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "initializer_range": INIT_STD,
+        "pad_token_id": 0,
+        "eos_token_id": 2,
+        "torch_dtype": "float32",
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, "pad_token_id": 0}))
+
+
+def write_weights(folder: Path, vocab_size: int, seed: int) -> None:
+    """model.safetensors with normal(0, 0.02) matrices and norms of one, fp32."""
+    rng = np.random.default_rng(seed)
+    tensors = {
+        name: np.ones(shape, np.float32) if len(shape) == 1 else rng.normal(0, INIT_STD, shape).astype(np.float32)
+        for name, shape in parameter_shapes(vocab_size).items()
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def parameter_shapes(vocab_size: int) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter; the output layer is tied to the embedding."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (vocab_size, HIDDEN),
+        "model.norm.weight": (HIDDEN,),
+    }
+    for i in range(LAYERS):
+        layer = {
+            "input_layernorm.weight": (HIDDEN,),
+            "post_attention_layernorm.weight": (HIDDEN,),
+            "self_attn.q_proj.weight": (HEADS * HEAD_DIM, HIDDEN),
+            "self_attn.k_proj.weight": (KV_HEADS * HEAD_DIM, HIDDEN),
+            "self_attn.v_proj.weight": (KV_HEADS * HEAD_DIM, HIDDEN),
+            "self_attn.o_proj.weight": (HIDDEN, HEADS * HEAD_DIM),
+            "self_attn.q_norm.weight": (HEAD_DIM,),
+            "self_attn.k_norm.weight": (HEAD_DIM,),
+            "mlp.gate_proj.weight": (INTERMEDIATE, HIDDEN),
+            "mlp.up_proj.weight": (INTERMEDIATE, HIDDEN),
+            "mlp.down_proj.weight": (HIDDEN, INTERMEDIATE),
+        }
+        shapes |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
+    return shapes
+
+
+def main() -> None:
+    """Write the folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    vocab_size = write_tokenizer(options.folder)
+    write_config(options.folder, vocab_size)
+    write_weights(options.folder, vocab_size, options.seed)
+
+
+if __name__ == "__main__":
+    main()

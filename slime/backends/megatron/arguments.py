@@ -1,0 +1,161 @@
+"""Megatron's arguments: the user's words through its own parser, and values our trainer needs."""
+
+import argparse
+import contextlib
+import io
+import logging
+import math
+import os
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+from megatron.training.arguments import add_megatron_arguments, validate_args
+
+from slime.backends.megatron.stock import without_warnings
+from slime.config.config import Config
+from slime.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_DEFAULT_SEQ_LENGTH = 4096
+
+# What pre-training has by default and reinforcement learning must not have unless asked for.
+_DEFAULTS: dict[str, Any] = {
+    "attention_dropout": 0.0,
+    "hidden_dropout": 0.0,
+    "micro_batch_size": 1,
+}
+
+# Set whatever the words say; facts that users cannot change belong here.
+_FORCED: dict[str, Any] = {
+    "use_distributed_optimizer": True,
+    "calculate_per_token_loss": True,  # Megatron then divides nothing: our losses are sums already
+    "check_for_nan_in_loss_and_grad": False,  # we skip the step, it would end the run
+    "perform_initialization": False,  # weights are always loaded
+    "ckpt_format": "torch_dist",
+    "moe_token_dispatcher_type": "alltoall",  # the only one that takes variable lengths
+    "gradient_accumulation_fusion": False,  # a kernel of Apex
+    "apply_rope_fusion": False,  # TransformerEngine
+    "masked_softmax_fusion": False,  # Apex
+    "no_persist_layer_norm": True,  # Apex
+    "transformer_impl": "local",
+    "use_gloo_process_groups": True,
+    "tokenizer_type": "NullTokenizer",
+    "mock_data": False,
+}
+
+_UNBUILT_SIZES = (
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "context_parallel_size",
+    "expert_model_parallel_size",
+)
+
+
+def parse_megatron_args(
+    config: Config, *, device: torch.device, rank: int, world_size: int
+) -> argparse.Namespace:
+    """Megatron's validated namespace for this rank.
+
+    Raises:
+        ConfigError: a word Megatron does not know or a combination it refuses, with its own
+        message.
+    """
+    args = _parse(config.megatron_argv)
+    args.rank, args.world_size = rank, world_size
+    load, save = args.load, args.save
+    _set_required_values(args, config, device)
+    for name, value in _FORCED.items():
+        setattr(args, name, value)
+    _refuse_unbuilt(args)
+    if args.tensor_model_parallel_size > 1 or args.context_parallel_size > 1:
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    _validate(args)
+    # validate_args resets this one; lengths differ from pack to pack.
+    args.variable_seq_lengths = True
+    args.load, args.save = load, save
+    return args
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"Megatron's parser: {message}")
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(allow_abbrev=False, add_help=False)
+    with without_warnings():
+        add_megatron_arguments(parser)
+    parser.set_defaults(**_DEFAULTS)
+    args = parser.parse_args(list(words))
+    args._is_global_batch_size_explicitly_specified = args.global_batch_size is not None
+    return args
+
+
+def _set_required_values(args: argparse.Namespace, config: Config, device: torch.device) -> None:
+    """Values validate_args asks for, which slime keeps elsewhere or has no use for."""
+    args.fp16 = config.fp16 and device.type == "cuda"
+    # fp32 on CPU: half precision is slower there, and log-probs then agree with the engines to
+    # 1e-5.
+    args.bf16 = device.type == "cuda" and not config.fp16 and config.bf16 is not False
+    args.seq_length = args.seq_length or _DEFAULT_SEQ_LENGTH
+    args.max_position_embeddings = max(args.max_position_embeddings or 0, args.seq_length)
+    args.train_iters, args.train_samples = _train_iters(config), None
+    # Checkpoints are ours; Megatron would ask for intervals and look for files.
+    args.load = args.save = args.data_path = None
+    args.eval_micro_batch_size, args.eval_global_batch_size = 1, args.world_size
+
+
+def _train_iters(config: Config) -> int:
+    """Optimizer steps of the whole run, which stretches the learning-rate schedule."""
+    if config.num_rollout is None or config.global_batch_size is None:
+        raise ConfigError(
+            "The trainer needs num_rollout and global_batch_size; give --num-rollout (or "
+            "--num-epoch) and --global-batch-size (or --num-steps-per-rollout)."
+        )
+    samples = config.num_rollout * config.rollout_batch_size * config.n_samples_per_prompt
+    return max(samples // config.global_batch_size, 1)
+
+
+def _refuse_unbuilt(args: argparse.Namespace) -> None:
+    for name in _UNBUILT_SIZES:
+        if getattr(args, name) > 1:
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(f"{flag} {getattr(args, name)} is not supported yet; use 1.")
+    if args.num_experts:
+        raise ConfigError(f"--num-experts {args.num_experts}: MoE models are not supported yet.")
+    if args.multi_latent_attention:
+        raise ConfigError("--multi-latent-attention is not supported yet.")
+    if args.async_save:
+        raise ConfigError("--async-save is not supported yet; leave it out.")
+    if args.attention_dropout > 0.0:
+        raise ConfigError(
+            f"--attention-dropout {args.attention_dropout}: packed attention has no dropout; use 0."
+        )
+    if args.normalization != "RMSNorm":
+        raise ConfigError(f"--normalization {args.normalization}: only RMSNorm is supported.")
+    if args.position_embedding_type != "rope" and not args.use_rotary_position_embeddings:
+        raise ConfigError(
+            f"--position-embedding-type {args.position_embedding_type}: only rope is supported; "
+            "add --use-rotary-position-embeddings."
+        )
+
+
+def _validate(args: argparse.Namespace) -> None:
+    # Megatron prints some 500 lines of arguments; the run's own config.json has what matters.
+    output = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(output), without_warnings():
+            validate_args(args)
+    except (AssertionError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"Megatron refuses its arguments: {error}") from error
+    logger.debug("%s", output.getvalue())
+
+
+def padded_vocab_size(args: argparse.Namespace, vocab_size: int) -> int:
+    """Rows of the embedding: as given, else the vocabulary rounded up as Megatron does."""
+    if args.padded_vocab_size is not None:
+        return args.padded_vocab_size
+    multiple = args.make_vocab_size_divisible_by * args.tensor_model_parallel_size
+    return math.ceil(vocab_size / multiple) * multiple

@@ -1,0 +1,140 @@
+"""The model of one rank: GPTModel with our layers, wrapped for precision and data parallelism."""
+
+import argparse
+import dataclasses
+import importlib
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.training.arguments import core_transformer_config_from_args
+
+from slime.backends.megatron.layers import PackedRotary, dense_block_spec
+from slime.config.config import Config
+from slime.errors import ConfigError
+from slime.plugins import load_function
+
+
+def build_model(
+    args: argparse.Namespace, config: Config, *, padded_vocab_size: int, device: torch.device
+) -> DistributedDataParallel:
+    """This rank's model with gradient buffers; its weights are not set yet."""
+    transformer = core_transformer_config_from_args(args)
+    build = _user_provider(config) if config.custom_model_provider_path else None
+    if build is not None:
+        model = build(
+            parallel_state.is_pipeline_first_stage(), parallel_state.is_pipeline_last_stage()
+        )
+    else:
+        model = _gpt_model(args, transformer, padded_vocab_size)
+    model.to(device)
+    for parameter in model.parameters():
+        tensor_parallel.set_defaults_if_not_set_tensor_model_parallel_attributes(parameter)
+    _freeze(model, config)
+    if args.fp16 or args.bf16:
+        model = Float16Module(transformer, model)
+    return DistributedDataParallel(transformer, ddp_config(args), model)
+
+
+def _freeze(model: torch.nn.Module, config: Config) -> None:
+    """Leave out of training what --only-train-params-name-list or --freeze-params-name-list say.
+
+    Raises:
+        ConfigError: a pattern matches no parameter, or nothing is left to train.
+    """
+    names = dict(model.named_parameters())
+    for patterns, trains in (
+        (config.only_train_params_name_list, True),
+        (config.freeze_params_name_list, False),
+    ):
+        if not patterns:
+            continue
+        matched = {name for pattern in patterns for name in names if re.search(pattern, name)}
+        if unused := [p for p in patterns if not any(re.search(p, name) for name in names)]:
+            raise ConfigError(
+                f"{unused[0]!r} matches no parameter; names look like {next(iter(names))}."
+            )
+        for name, parameter in names.items():
+            parameter.requires_grad_((name in matched) == trains)
+    if not any(parameter.requires_grad for parameter in names.values()):
+        raise ConfigError("All parameters are frozen; nothing is left to train.")
+
+
+def bare_model(model: torch.nn.Module) -> torch.nn.Module:
+    """The model inside its wrappers."""
+    while isinstance(model, DistributedDataParallel | Float16Module):
+        model = model.module
+    return model
+
+
+def ddp_config(args: argparse.Namespace) -> DistributedDataParallelConfig:
+    """Settings of gradient buffers and their reduction, from the arguments of the same name."""
+    names = {field.name for field in dataclasses.fields(DistributedDataParallelConfig)}
+    values = {name: value for name, value in vars(args).items() if name in names}
+    values |= {
+        "grad_reduce_in_fp32": args.accumulate_allreduce_grads_in_fp32,
+        "check_for_nan_in_grad": args.check_for_nan_in_loss_and_grad,
+        "num_buckets": args.ddp_num_buckets,
+        "bucket_size": args.ddp_bucket_size,
+        "pad_buckets_for_high_nccl_busbw": args.ddp_pad_buckets_for_high_nccl_busbw,
+        "reduce_scatter_with_fp32_accumulation": args.ddp_reduce_scatter_with_fp32_accumulation,
+        "average_in_collective": False,
+    }
+    return DistributedDataParallelConfig(**values)
+
+
+def _gpt_model(
+    args: argparse.Namespace, transformer: TransformerConfig, padded_vocab_size: int
+) -> GPTModel:
+    model = GPTModel(
+        config=transformer,
+        transformer_layer_spec=_layer_spec(args, transformer),
+        vocab_size=padded_vocab_size,
+        max_sequence_length=args.max_position_embeddings,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+        fp16_lm_cross_entropy=args.fp16_lm_cross_entropy,
+        parallel_output=True,
+        share_embeddings_and_output_weights=not args.untie_embeddings_and_output_weights,
+        position_embedding_type="rope",
+        rotary_percent=args.rotary_percent,
+        rotary_base=args.rotary_base,
+        rope_scaling=args.use_rope_scaling,
+        rope_scaling_factor=args.rope_scaling_factor,
+    )
+    model.rotary_pos_emb = PackedRotary(
+        kv_channels=transformer.kv_channels,
+        rotary_percent=args.rotary_percent,
+        rotary_interleaved=transformer.rotary_interleaved,
+        seq_len_interpolation_factor=args.rotary_seq_len_interpolation_factor,
+        rotary_base=args.rotary_base,
+        rope_scaling=args.use_rope_scaling,
+        rope_scaling_factor=args.rope_scaling_factor,
+        use_cpu_initialization=transformer.use_cpu_initialization,
+        cp_group=parallel_state.get_context_parallel_group(),
+    )
+    return model
+
+
+def _layer_spec(args: argparse.Namespace, transformer: TransformerConfig) -> Any:
+    """Our dense layers, or what `--spec module function` returns."""
+    if args.spec is None:
+        return dense_block_spec(transformer)
+    module, function = args.spec
+    return getattr(importlib.import_module(module), function)(args, transformer, vp_stage=None)
+
+
+def _user_provider(config: Config) -> Callable[[bool, bool], torch.nn.Module]:
+    """`fn(pre_process, post_process[, vp_stage])` of --custom-model-provider-path."""
+    assert config.custom_model_provider_path is not None
+    provider = load_function(config.custom_model_provider_path)
+    takes_stage = "vp_stage" in inspect.signature(provider).parameters
+    extra = {"vp_stage": None} if takes_stage else {}
+    return lambda pre, post: provider(pre, post, **extra)

@@ -1,0 +1,118 @@
+"""Megatron's distributed optimizer and its schedule of learning rate and weight decay."""
+
+import argparse
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.optimizer.optimizer import MegatronOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from slime.config.config import Config
+from slime.errors import ConfigError
+
+
+def build_optimizer(args: argparse.Namespace, model: DistributedDataParallel) -> MegatronOptimizer:
+    """The optimizer the arguments describe; Adam runs torch's fused kernel."""
+    names = {field.name for field in dataclasses.fields(OptimizerConfig)}
+    values = {name: value for name, value in vars(args).items() if name in names}
+    optimizer = get_megatron_optimizer(
+        OptimizerConfig(**values), [model], use_gloo_process_groups=False
+    )
+    for inner in torch_optimizers(optimizer):
+        if isinstance(inner, torch.optim.Adam | torch.optim.AdamW):
+            for group in inner.param_groups:
+                group["fused"] = True
+            _create_state(inner)
+    return optimizer
+
+
+def torch_optimizers(optimizer: MegatronOptimizer) -> list[torch.optim.Optimizer]:
+    """The torch optimizers inside, one per kind of parameters; they hold this rank's shards."""
+    inner = [part.optimizer for part in megatron_optimizers(optimizer)]
+    return [part for part in inner if part is not None]
+
+
+def megatron_optimizers(optimizer: Any) -> list[Any]:
+    """The parts of a chain: dense and expert parameters have an optimizer each."""
+    return list(getattr(optimizer, "chained_optimizers", [optimizer]))
+
+
+def _create_state(optimizer: torch.optim.Optimizer) -> None:
+    # Checkpoints describe moments before the first step has made any.
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+
+
+def build_scheduler(
+    args: argparse.Namespace, config: Config, optimizer: MegatronOptimizer
+) -> OptimizerParamScheduler:
+    """The schedule in rollouts: warm-up, decay and weight decay as Megatron's flags say.
+
+    Raises:
+        ConfigError: the flags contradict each other.
+    """
+    assert config.global_batch_size is not None
+    batch = config.global_batch_size
+    decay_iters = args.lr_decay_iters or args.train_iters
+    warmup = args.lr_warmup_iters * batch
+    if args.lr_warmup_fraction is not None:
+        warmup = args.lr_warmup_fraction * decay_iters * batch
+    if warmup >= decay_iters * batch:
+        raise ConfigError(
+            f"Warm-up takes {warmup / batch:g} of {decay_iters} optimizer steps, so nothing is "
+            "left to decay; lower --lr-warmup-iters or give --lr-decay-iters."
+        )
+    wsd = args.lr_wsd_decay_iters
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=args.lr_warmup_init,
+        max_lr=args.lr,
+        min_lr=args.min_lr,
+        lr_warmup_steps=warmup,
+        lr_decay_steps=decay_iters * batch,
+        lr_decay_style=args.lr_decay_style,
+        start_wd=args.start_weight_decay,
+        end_wd=args.end_weight_decay,
+        wd_incr_steps=args.train_iters * batch,
+        wd_incr_style=args.weight_decay_incr_style,
+        use_checkpoint_opt_param_scheduler=args.use_checkpoint_opt_param_scheduler,
+        override_opt_param_scheduler=args.override_opt_param_scheduler,
+        wsd_decay_steps=None if wsd is None else wsd * batch,
+        lr_wsd_decay_style=args.lr_wsd_decay_style,
+    )
+
+
+def guarded_step(optimizer: MegatronOptimizer, clip_grad: float) -> tuple[bool, float]:
+    """(whether the weights were updated, norm of the gradient before clipping); collective.
+
+    A gradient that is not finite updates nothing: one bad sample must not end the run, nor the
+    model. The norm is taken over all ranks, so all of them decide alike.
+    """
+    overflow = optimizer.prepare_grads()
+    norm = float(optimizer.get_grad_norm())
+    if overflow or not math.isfinite(norm):
+        return False, norm
+    if clip_grad > 0.0:
+        for part in megatron_optimizers(optimizer):
+            clip_grad_by_total_norm_fp32(part.get_parameters(), clip_grad, norm)
+    return bool(optimizer.step_with_ready_grads()), norm
+
+
+@torch.no_grad()
+def reset_moments(optimizer: MegatronOptimizer) -> None:
+    """Start the moments and step counters of all parameters again from 0."""
+    for inner in torch_optimizers(optimizer):
+        for state in inner.state.values():
+            for value in state.values():
+                if isinstance(value, torch.Tensor):
+                    value.zero_()

@@ -1,0 +1,40 @@
+"""The import of stock Megatron: CPU answers first, and no warnings of what we do without."""
+
+import contextlib
+import importlib
+import logging
+import warnings
+from collections.abc import Iterator
+
+from slime.backends.megatron import cpu
+
+# All of Megatron that the backend uses, so that later imports run no module code.
+_MODULES = (
+    "megatron.core.models.gpt",
+    "megatron.core.optimizer",
+    "megatron.core.dist_checkpointing",
+    "megatron.training.arguments",
+)
+
+
+def load_megatron() -> None:
+    """Import Megatron, without CUDA too; the second call costs nothing.
+
+    Its warnings speak of missing TransformerEngine and Apex (we use neither) and of GPTModel's
+    deprecation in favour of HybridModel (the version is pinned), so they are dropped; its errors
+    are not.
+    """
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    logging.getLogger("megatron").setLevel(logging.ERROR)
+    with without_warnings():
+        cpu.install()
+        for name in _MODULES:
+            importlib.import_module(name)
+
+
+@contextlib.contextmanager
+def without_warnings() -> Iterator[None]:
+    """Around calls of Megatron that warn of deprecations inside Megatron itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,183 @@
+"""The vocabulary of a mapping: what one Megatron parameter is on disk, both ways.
+
+Every entry is data: two names (relative to the layer, for entries of a layer) and how the tensors
+behind them relate. Braces in a name stand for several names, in that order: `{q,k,v}_proj` is
+`q_proj`, `k_proj`, `v_proj`.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import override
+
+import torch
+from torch import Tensor
+
+from slime.checkpoint.dims import Axis, ModelDims
+from slime.checkpoint.sharding import Sharding
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Entry(ABC):
+    """One Megatron parameter and its one or more tensors on disk.
+
+    Attributes:
+        megatron: Megatron's name.
+        hf: Hugging Face's name or names.
+    """
+
+    megatron: str
+    hf: str
+
+    @property
+    def hf_names(self) -> tuple[str, ...]:
+        """The names on disk, in the order `from_hf` takes and `to_hf` gives."""
+        braces = re.search(r"\{(.*?)\}", self.hf)
+        if braces is None:
+            return (self.hf,)
+        return tuple(self.hf.replace(braces[0], word) for word in braces[1].split(","))
+
+    @property
+    @abstractmethod
+    def cut(self) -> Sharding:
+        """How the whole Megatron tensor is cut over tensor-parallel ranks."""
+
+    @abstractmethod
+    def megatron_shape(self, dims: ModelDims) -> Shape:
+        """Shape of the whole Megatron tensor."""
+
+    @abstractmethod
+    def hf_shapes(self, dims: ModelDims) -> tuple[Shape, ...]:
+        """Shape on disk of each of `hf_names`."""
+
+    @abstractmethod
+    def from_hf(self, tensors: Sequence[Tensor], dims: ModelDims) -> Tensor:
+        """The whole Megatron tensor, from tensors of `hf_shapes`."""
+
+    @abstractmethod
+    def to_hf(self, whole: Tensor, dims: ModelDims) -> tuple[Tensor, ...]:
+        """The tensors of `hf_names`, from one of `megatron_shape`; the inverse of `from_hf`."""
+
+
+@dataclass(frozen=True)
+class Rename(Entry):
+    """The same tensor under another name.
+
+    Attributes:
+        shape: its axes on disk.
+        sharding: how tensor parallelism cuts it.
+        padded_vocab: a `[V, H]` matrix whose rows Megatron pads with zeros and cuts over the ranks;
+            `shape` and `sharding` then need not be given.
+    """
+
+    shape: tuple[Axis, ...] = ("hidden",)
+    sharding: Sharding = "replicated"
+    padded_vocab: bool = False
+
+    @property
+    @override
+    def cut(self) -> Sharding:
+        return "column" if self.padded_vocab else self.sharding
+
+    @override
+    def megatron_shape(self, dims: ModelDims) -> Shape:
+        if self.padded_vocab:
+            return (dims.padded_vocab_size, dims.hidden)
+        return dims.axes(self.shape)
+
+    @override
+    def hf_shapes(self, dims: ModelDims) -> tuple[Shape, ...]:
+        return (dims.axes(("vocab_size", "hidden") if self.padded_vocab else self.shape),)
+
+    @override
+    def from_hf(self, tensors: Sequence[Tensor], dims: ModelDims) -> Tensor:
+        (tensor,) = tensors
+        missing = dims.padded_vocab_size - dims.vocab_size if self.padded_vocab else 0
+        return torch.nn.functional.pad(tensor, (0, 0, 0, missing)) if missing else tensor
+
+    @override
+    def to_hf(self, whole: Tensor, dims: ModelDims) -> tuple[Tensor, ...]:
+        return (whole[: dims.vocab_size] if self.padded_vocab else whole,)
+
+
+@dataclass(frozen=True)
+class TiedOr(Rename):
+    """A `Rename`, or, in a model with tied embeddings, a second copy of the tensor `tied_hf`.
+
+    Megatron holds such a copy only on a last pipeline stage that is not also the first: it is
+    filled from the embedding and never written.
+    """
+
+    tied_hf: str = "model.embed_tokens.weight"
+
+
+@dataclass(frozen=True)
+class FusedQKV(Entry):
+    """Query, key and value projections, weight or bias, in Megatron's one tensor.
+
+    Megatron orders rows by query group: the queries of a group, its key, its value, then the next
+    group; so that cutting dim 0 gives whole groups to each rank.
+    """
+
+    @property
+    @override
+    def cut(self) -> Sharding:
+        return "column"
+
+    def _tail(self, dims: ModelDims) -> Shape:
+        return () if self.megatron.endswith(".bias") else (dims.hidden,)
+
+    @override
+    def megatron_shape(self, dims: ModelDims) -> Shape:
+        return (dims.query_size + 2 * dims.key_value_size, *self._tail(dims))
+
+    @override
+    def hf_shapes(self, dims: ModelDims) -> tuple[Shape, ...]:
+        tail = self._tail(dims)
+        return (
+            (dims.query_size, *tail),
+            (dims.key_value_size, *tail),
+            (dims.key_value_size, *tail),
+        )
+
+    @override
+    def from_hf(self, tensors: Sequence[Tensor], dims: ModelDims) -> Tensor:
+        tail = self._tail(dims)
+        grouped = [tensor.reshape(dims.num_query_groups, -1, *tail) for tensor in tensors]
+        return torch.cat(grouped, dim=1).reshape(-1, *tail)
+
+    @override
+    def to_hf(self, whole: Tensor, dims: ModelDims) -> tuple[Tensor, ...]:
+        tail, queries = self._tail(dims), dims.query_size // dims.num_query_groups
+        grouped = whole.reshape(dims.num_query_groups, queries + 2 * dims.head_dim, *tail)
+        split = grouped.split([queries, dims.head_dim, dims.head_dim], dim=1)
+        return tuple(tensor.reshape(-1, *tail) for tensor in split)
+
+
+@dataclass(frozen=True)
+class GateUp(Entry):
+    """The gate and the up projection of a gated MLP, one above the other in Megatron."""
+
+    @property
+    @override
+    def cut(self) -> Sharding:
+        return "gate_up"
+
+    @override
+    def megatron_shape(self, dims: ModelDims) -> Shape:
+        return (2 * dims.ffn, dims.hidden)
+
+    @override
+    def hf_shapes(self, dims: ModelDims) -> tuple[Shape, ...]:
+        return ((dims.ffn, dims.hidden),) * 2
+
+    @override
+    def from_hf(self, tensors: Sequence[Tensor], dims: ModelDims) -> Tensor:
+        return torch.cat(list(tensors))
+
+    @override
+    def to_hf(self, whole: Tensor, dims: ModelDims) -> tuple[Tensor, ...]:
+        return whole.chunk(2)

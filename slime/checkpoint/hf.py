@@ -1,0 +1,307 @@
+"""Hugging Face folders: safetensors read tensor by tensor, and written as a stream of shards."""
+
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterable
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from slime.errors import CheckpointError
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+MAX_SHARD_BYTES = 5 * 1024**3
+
+# What a model folder holds besides weights: config, tokenizer, templates, custom code.
+_COMPANION_SUFFIXES = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".py"}
+
+
+class HfFolder:
+    """A Hugging Face model folder, read-only. Tensors come from memory-mapped files, one at a time.
+
+    Use it as a context manager, or call `close`: it holds one open file per shard touched.
+
+    Example:
+        with HfFolder("/models/Qwen3-4B") as folder:
+            embedding = folder.tensor("model.embed_tokens.weight")
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Read config and index; no tensor yet.
+
+        Raises:
+            CheckpointError: no such folder, no `config.json`, or no safetensors in it.
+        """
+        self.path = Path(path)
+        self.config = read_hf_config(self.path)
+        self._files = ExitStack()
+        self._open: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files; tensors already read stay valid."""
+        self._open.clear()
+        self._files.close()
+
+    def names(self) -> tuple[str, ...]:
+        """All tensor names."""
+        return tuple(self._shard_of)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor, from its file's header.
+
+        Raises:
+            CheckpointError: no such tensor.
+        """
+        return tuple(self._file_of(name).get_slice(name).get_shape())
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor on the CPU, in the file's dtype.
+
+        Raises:
+            CheckpointError: no such tensor.
+        """
+        return self._file_of(name).get_tensor(name)
+
+    @cached_property
+    def _shard_of(self) -> dict[str, str]:
+        index = self.path / INDEX_NAME
+        if index.is_file():
+            return cast("dict[str, str]", _read_json(index)["weight_map"])
+        files = sorted(path.name for path in self.path.glob("*.safetensors"))
+        if files != [SINGLE_NAME]:
+            raise CheckpointError(
+                f"{self.path} has neither {INDEX_NAME} nor just {SINGLE_NAME}, but "
+                f"{', '.join(files) or 'no safetensors files'}; is the download complete?"
+            )
+        return dict.fromkeys(self._shard(SINGLE_NAME).keys(), SINGLE_NAME)
+
+    def _file_of(self, name: str) -> Any:
+        shard = self._shard_of.get(name)
+        if shard is None:
+            raise CheckpointError(f"{self.path} has no tensor {name}; is it of this architecture?")
+        return self._shard(shard)
+
+    # safetensors ships no types.
+    def _shard(self, file_name: str) -> Any:
+        if file_name not in self._open:
+            path = self.path / file_name
+            if not path.is_file():
+                raise CheckpointError(
+                    f"{INDEX_NAME} names {path}, which is missing; is the download complete?"
+                )
+            self._open[file_name] = self._files.enter_context(safe_open(path, framework="pt"))
+        return self._open[file_name]
+
+
+def read_hf_config(path: str | Path) -> dict[str, Any]:
+    """The `config.json` of a Hugging Face folder.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    config = Path(path) / "config.json"
+    if not config.is_file():
+        raise CheckpointError(
+            f"{path} is no Hugging Face folder: it has no config.json. Download a model of the hub "
+            "first, and give the folder it lies in."
+        )
+    return _read_json(config)
+
+
+def check_names(
+    found: Iterable[str],
+    expected: Iterable[str],
+    *,
+    ignored: Collection[str] = (),
+    where: str | Path,
+) -> None:
+    """Nothing, when `found` holds exactly `expected`, give or take `ignored`.
+
+    Raises:
+        CheckpointError: names the missing and the left-over ones.
+    """
+    found, expected = set(found), set(expected)
+    problems = [
+        f"{len(names)} {word}: {', '.join(sorted(names)[:8])}{', ...' if len(names) > 8 else ''}"
+        for word, names in (
+            ("missing", expected - found - set(ignored)),
+            ("left over", found - expected - set(ignored)),
+        )
+        if names
+    ]
+    if problems:
+        raise CheckpointError(
+            f"The tensors of {where} are not those of its architecture; {'; '.join(problems)}."
+        )
+
+
+def write_hf_folder(
+    path: str | Path,
+    tensors: Iterable[tuple[str, Tensor]],
+    *,
+    config_from: str | Path,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    expected: Iterable[str] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a folder that `AutoModelForCausalLM` loads, as the tensors come.
+
+    At most one shard is held in memory. All goes to the side folder `<path>.partial`, which gets
+    its name when it is whole: a folder named `path` is never half-written.
+
+    Args:
+        tensors: (name on disk, whole tensor), each once; `lm_head.weight` is left out when the
+            config ties it.
+        config_from: the folder whose config, tokenizer and templates are copied.
+        dtype: cast floating-point tensors to it; None keeps theirs. The written config states it.
+        expected: names that must have come, no more and no less; None does not check.
+        overwrite: replace a folder that is there.
+
+    Raises:
+        CheckpointError: `path` is there and not empty, a name came twice, or the names are not
+            `expected`.
+    """
+    target = Path(path)
+    if target.exists() and not overwrite and (target.is_file() or any(target.iterdir())):
+        raise CheckpointError(
+            f"{target} is there and not empty; name another folder, or remove it."
+        )
+    config = read_hf_config(config_from)
+    tied = bool(config.get("tie_word_embeddings", False))
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        shards = _ShardWriter(partial, max_shard_bytes)
+        for name, tensor in tensors:
+            if not (tied and name == "lm_head.weight"):
+                shards.add(name, _prepare(tensor, dtype))
+        if expected is not None:
+            check_names(shards.shard_of, expected, where=f"the model written to {target}")
+        shards.finish()
+        _copy_companions(Path(config_from), partial)
+        _write_config(partial, config, shards.main_dtype())
+        _put_in_place(partial, target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+class _ShardWriter:
+    """Tensors into files of at most `max_bytes`, named when all are there and counted."""
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self.shard_of: dict[str, int] = {}
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._pending: dict[str, Tensor] = {}
+        self._pending_bytes = 0
+        self._num_shards = 0
+        self._total_bytes = 0
+        self._bytes_by_dtype: dict[torch.dtype, int] = {}
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        if name in self.shard_of:
+            raise CheckpointError(f"{name} came twice; a checkpoint holds each tensor once.")
+        size = tensor.numel() * tensor.element_size()
+        if self._pending and self._pending_bytes + size > self._max_bytes:
+            self._flush()
+        self.shard_of[name] = self._num_shards
+        self._pending[name] = tensor
+        self._pending_bytes += size
+        self._total_bytes += size
+        if tensor.is_floating_point():
+            self._bytes_by_dtype[tensor.dtype] = self._bytes_by_dtype.get(tensor.dtype, 0) + size
+
+    def main_dtype(self) -> torch.dtype | None:
+        """The floating-point dtype most bytes have."""
+        return max(self._bytes_by_dtype, key=self._bytes_by_dtype.__getitem__, default=None)
+
+    def finish(self) -> None:
+        """Write the rest, give the files their names, and write the index if there are several."""
+        if not self.shard_of:
+            raise CheckpointError(f"No tensor came for {self._folder}; there is nothing to write.")
+        self._flush()
+        if self._num_shards == 1:
+            self._file(0).rename(self._folder / SINGLE_NAME)
+            return
+        names = [
+            f"model-{i + 1:05d}-of-{self._num_shards:05d}.safetensors"
+            for i in range(self._num_shards)
+        ]
+        for i, name in enumerate(names):
+            self._file(i).rename(self._folder / name)
+        index = {
+            "metadata": {"total_size": self._total_bytes},
+            "weight_map": {name: names[shard] for name, shard in self.shard_of.items()},
+        }
+        _write_json(self._folder / INDEX_NAME, index)
+
+    def _file(self, shard: int) -> Path:
+        return self._folder / f"shard-{shard}.tmp"
+
+    def _flush(self) -> None:
+        save_file(self._pending, self._file(self._num_shards), {"format": "pt"})
+        self._pending, self._pending_bytes = {}, 0
+        self._num_shards += 1
+
+
+def _prepare(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A contiguous CPU copy: what came may be a view of a buffer that changes while we hold it."""
+    wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to("cpu", wanted, copy=True, memory_format=torch.contiguous_format)
+
+
+def _copy_companions(source: Path, folder: Path) -> None:
+    for file in sorted(source.iterdir()):
+        is_companion = file.suffix in _COMPANION_SUFFIXES and not file.name.endswith(".index.json")
+        if file.is_file() and (is_companion or file.name.startswith("LICENSE")):
+            shutil.copyfile(file, folder / file.name)
+
+
+def _write_config(folder: Path, config: dict[str, Any], dtype: torch.dtype | None) -> None:
+    # transformers casts to the dtype the config states, so it has to be the one in the files.
+    key = "torch_dtype" if "torch_dtype" in config else "dtype"
+    stated = {} if dtype is None else {key: str(dtype).removeprefix("torch.")}
+    _write_json(folder / "config.json", config | stated)
+
+
+def _put_in_place(partial: Path, target: Path) -> None:
+    old = target.with_name(f"{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.replace(target, old)
+    os.replace(partial, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is no valid JSON: {error}.") from error
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

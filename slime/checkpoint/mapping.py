@@ -1,0 +1,204 @@
+"""Mapping: one table per architecture, from Megatron's parameters to Hugging Face's and back.
+
+The same table serves load, save, weight sync and tools. The vocabulary of its rows is in `entries`.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from slime.checkpoint import sharding
+from slime.checkpoint.dims import ModelDims
+from slime.checkpoint.entries import Entry, FusedQKV, GateUp, Rename, Shape, TiedOr
+from slime.checkpoint.sharding import Sharding
+from slime.errors import ShapeMismatch, UnknownParameter
+from slime.registry import ARCHITECTURES, lookup
+
+__all__ = [
+    "BoundEntry",
+    "Entry",
+    "FusedQKV",
+    "GateUp",
+    "Mapping",
+    "ModelDims",
+    "Rename",
+    "TiedOr",
+    "load_mapping",
+]
+
+_MEGATRON_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
+
+
+@dataclass(frozen=True)
+class BoundEntry:
+    """One parameter of one model: a row of the table with its layer and sizes filled in.
+
+    Attributes:
+        megatron_name: global name, i.e. with the layer's number in the whole model.
+        hf_names: names on disk.
+        is_alias: a second copy of a tied tensor: fill it from `hf_names`, but do not write it,
+            because the first copy is written under that name.
+    """
+
+    entry: Entry
+    dims: ModelDims
+    megatron_name: str
+    hf_names: tuple[str, ...]
+    is_alias: bool = False
+
+    @property
+    def megatron_shape(self) -> Shape:
+        """Shape of the whole Megatron tensor, vocabulary padded."""
+        return self.entry.megatron_shape(self.dims)
+
+    @property
+    def hf_shapes(self) -> tuple[Shape, ...]:
+        """Shape on disk of each of `hf_names`."""
+        return self.entry.hf_shapes(self.dims)
+
+    @property
+    def sharding(self) -> Sharding:
+        """How tensor parallelism cuts it."""
+        return self.entry.cut
+
+    def to_hf(self, whole: Tensor) -> tuple[Tensor, ...]:
+        """The tensors of `hf_names`, padding rows of the vocabulary cut off; possibly views.
+
+        Raises:
+            ShapeMismatch: `whole` is not of `megatron_shape`.
+        """
+        _check_shape(self.megatron_name, whole, self.megatron_shape)
+        return self.entry.to_hf(whole, self.dims)
+
+    def from_hf(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The whole Megatron tensor, its vocabulary padded with zeros, from those of `hf_names`.
+
+        It may be a view of one of them.
+
+        Raises:
+            ShapeMismatch: one of them is not of `hf_shapes`.
+        """
+        for name, tensor, shape in zip(self.hf_names, tensors, self.hf_shapes, strict=True):
+            _check_shape(name, tensor, shape)
+        return self.entry.from_hf(tensors, self.dims)
+
+    def shard(self, whole: Tensor, rank: int, size: int) -> Tensor:
+        """The part of tensor-parallel rank `rank` of `size`; possibly a view.
+
+        Raises:
+            ShapeMismatch: `whole` is not of `megatron_shape`, or does not divide over `size` ranks.
+        """
+        _check_shape(self.megatron_name, whole, self.megatron_shape)
+        try:
+            return sharding.shard(whole, self.sharding, rank, size)
+        except ShapeMismatch as error:
+            raise ShapeMismatch(f"{self.megatron_name}: {error}") from None
+
+    def unshard(self, parts: Sequence[Tensor]) -> Tensor:
+        """The whole tensor from the parts of all tensor-parallel ranks, in rank order.
+
+        Raises:
+            ShapeMismatch: together they are not of `megatron_shape`.
+        """
+        whole = sharding.unshard(parts, self.sharding)
+        name = f"{self.megatron_name}, joined from {len(parts)} ranks,"
+        _check_shape(name, whole, self.megatron_shape)
+        return whole
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """All parameters of an architecture.
+
+    Attributes:
+        top: parameters outside the layers.
+        layer: parameters of each layer, relative to `decoder.layers.{i}.` and `model.layers.{i}.`.
+    """
+
+    top: Sequence[Entry]
+    layer: Sequence[Entry]
+
+    @cached_property
+    def _top_by_name(self) -> dict[str, Entry]:
+        return {entry.megatron: entry for entry in self.top}
+
+    @cached_property
+    def _layer_by_name(self) -> dict[str, Entry]:
+        return {entry.megatron: entry for entry in self.layer}
+
+    def bind(self, megatron_name: str, dims: ModelDims) -> BoundEntry:
+        """The parameter of this global Megatron name.
+
+        Raises:
+            UnknownParameter: the table has no such name, or the model no such layer.
+        """
+        found = _MEGATRON_LAYER.fullmatch(megatron_name)
+        if found is None and megatron_name in self._top_by_name:
+            return self._bind_top(self._top_by_name[megatron_name], dims)
+        if found and found[2] in self._layer_by_name and int(found[1]) < dims.num_layers:
+            return self._bind_layer(self._layer_by_name[found[2]], int(found[1]), dims)
+        known = self.megatron_parameters(dims)
+        nearest = difflib.get_close_matches(megatron_name, known, n=1, cutoff=0.0)
+        raise UnknownParameter(
+            f"{megatron_name} is no parameter of this architecture with {dims.num_layers} layers; "
+            f"the nearest is {nearest[0]}. Use the table of the right model_type, or add a row."
+        )
+
+    def parameters(self, dims: ModelDims) -> Iterator[BoundEntry]:
+        """Every parameter of the model once, without aliases: the top ones, then layer by layer."""
+        for entry in self.top:
+            bound = self._bind_top(entry, dims)
+            if not bound.is_alias:
+                yield bound
+        for index in range(dims.num_layers):
+            for entry in self.layer:
+                yield self._bind_layer(entry, index, dims)
+
+    def megatron_parameters(self, dims: ModelDims) -> dict[str, Shape]:
+        """Global name -> whole shape of all that a model on one pipeline stage holds."""
+        return {bound.megatron_name: bound.megatron_shape for bound in self.parameters(dims)}
+
+    def hf_parameters(self, dims: ModelDims) -> dict[str, Shape]:
+        """Name -> shape of all that a checkpoint on disk holds."""
+        return {
+            name: shape
+            for bound in self.parameters(dims)
+            for name, shape in zip(bound.hf_names, bound.hf_shapes, strict=True)
+        }
+
+    def redundant_hf_names(self, dims: ModelDims) -> set[str]:
+        """Names some checkpoints hold besides `hf_parameters`: the output layer of a tied model."""
+        tied = (entry for entry in self.top if isinstance(entry, TiedOr) and dims.tied)
+        return {name for entry in tied for name in entry.hf_names}
+
+    def _bind_top(self, entry: Entry, dims: ModelDims) -> BoundEntry:
+        if isinstance(entry, TiedOr) and dims.tied:
+            return BoundEntry(entry, dims, entry.megatron, (entry.tied_hf,), is_alias=True)
+        return BoundEntry(entry, dims, entry.megatron, entry.hf_names)
+
+    def _bind_layer(self, entry: Entry, index: int, dims: ModelDims) -> BoundEntry:
+        names = tuple(f"model.layers.{index}.{name}" for name in entry.hf_names)
+        return BoundEntry(entry, dims, f"decoder.layers.{index}.{entry.megatron}", names)
+
+
+def load_mapping(model_type: str) -> Mapping:
+    """The table of an architecture, by the `model_type` of its `config.json`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    mapping = lookup(ARCHITECTURES, model_type)
+    assert isinstance(mapping, Mapping), model_type
+    return mapping
+
+
+def _check_shape(name: str, tensor: Tensor, expected: Shape) -> None:
+    if tuple(tensor.shape) != expected:
+        raise ShapeMismatch(
+            f"{name} has shape {list(tensor.shape)}, but by the model's config it has "
+            f"{list(expected)}: is it another model's, or do MODEL_ARGS and config.json disagree?"
+        )

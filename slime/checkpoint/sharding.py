@@ -1,0 +1,46 @@
+"""A whole Megatron tensor cut over the ranks of a tensor-parallel group, and joined again."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from slime.errors import ShapeMismatch
+
+# replicated: each rank holds all of it. column: cut along the output, dim 0. row: along the input,
+# dim 1. gate_up: dim 0 holds two matrices; a rank has its part of the first, then of the second.
+Sharding = Literal["replicated", "column", "row", "gate_up"]
+
+_CUT_DIM: dict[Sharding, int] = {"column": 0, "row": 1, "gate_up": 0}
+
+
+def shard(whole: Tensor, sharding: Sharding, rank: int, size: int) -> Tensor:
+    """The part of `whole` that `rank` of `size` holds; a view of it where one exists.
+
+    Raises:
+        ShapeMismatch: the cut dimension does not divide evenly.
+    """
+    if sharding == "replicated" or size == 1:
+        return whole
+    dim = _CUT_DIM[sharding]
+    pieces = 2 * size if sharding == "gate_up" else size
+    if whole.shape[dim] % pieces:
+        raise ShapeMismatch(
+            f"dimension {dim} of {list(whole.shape)} does not divide into {pieces} equal parts for "
+            f"{size} tensor-parallel ranks; choose another --tensor-model-parallel-size."
+        )
+    if sharding == "gate_up":
+        gate, up = whole.chunk(2)
+        return torch.cat([gate.chunk(size)[rank], up.chunk(size)[rank]])
+    return whole.chunk(size, dim)[rank]
+
+
+def unshard(parts: Sequence[Tensor], sharding: Sharding) -> Tensor:
+    """The whole tensor from the parts of all ranks, in rank order; the inverse of `shard`."""
+    if sharding == "replicated" or len(parts) == 1:
+        return parts[0]
+    if sharding == "gate_up":
+        halves = [part.chunk(2) for part in parts]
+        return torch.cat([gate for gate, _ in halves] + [up for _, up in halves])
+    return torch.cat(list(parts), dim=_CUT_DIM[sharding])

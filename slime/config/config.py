@@ -1,0 +1,93 @@
+"""Config: every setting of a run, frozen; sections are its base classes."""
+
+import argparse
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, cast
+
+from slime.config.algo import AlgoConfig
+from slime.config.cluster import ClusterConfig
+from slime.config.data import DataConfig
+from slime.config.debug import DebugConfig
+from slime.config.evaluation import EvalConfig
+from slime.config.fields import Option, options_of
+from slime.config.foreign import megatron_values, prefixed_values
+from slime.config.megatron import MegatronConfig
+from slime.config.observability import ObservabilityConfig
+from slime.config.reward import RewardConfig
+from slime.config.rollout import RolloutConfig
+from slime.config.train import TrainConfig
+from slime.config.weights import WeightsConfig
+
+SECTIONS: tuple[type[Any], ...] = (
+    ClusterConfig,
+    TrainConfig,
+    RolloutConfig,
+    DataConfig,
+    EvalConfig,
+    AlgoConfig,
+    WeightsConfig,
+    RewardConfig,
+    ObservabilityConfig,
+    DebugConfig,
+    MegatronConfig,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(
+    ClusterConfig,
+    TrainConfig,
+    RolloutConfig,
+    DataConfig,
+    EvalConfig,
+    AlgoConfig,
+    WeightsConfig,
+    RewardConfig,
+    ObservabilityConfig,
+    DebugConfig,
+    MegatronConfig,
+):
+    """All sections in one; a function that asks for a section accepts it.
+
+    Attributes:
+        megatron_argv: words for Megatron's own parser; after `resolve` they include MegatronConfig.
+        sglang_argv: SGLang server options without their prefix, only those given.
+        router_argv: router options without their prefix, only those given.
+        custom: keys of --custom-config-path that no flag owns; plugins find them in the namespace.
+    """
+
+    megatron_argv: tuple[str, ...] = ()
+    sglang_argv: dict[str, Any] = field(default_factory=dict[str, Any])
+    router_argv: dict[str, Any] = field(default_factory=dict[str, Any])
+    custom: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def to_namespace(self, **facts: Any) -> argparse.Namespace:
+        """The flat `args` plugins know: all sections, Megatron's values, `sglang_*`, `router_*`.
+
+        Tuples become lists, as argparse would have made them.
+
+        Args:
+            facts: what was learnt at run time; goes over everything else.
+        """
+        values = megatron_values(self.megatron_argv)
+        values |= prefixed_values("sglang", self.sglang_argv)
+        values |= prefixed_values("router", self.router_argv)
+        values |= {item.name: _mutable(getattr(self, item.name)) for item in fields(self)}
+        values["rollout_global_dataset"] = self.rollout_global_dataset
+        return argparse.Namespace(**(values | self.custom | facts))
+
+    def to_json(self) -> str:
+        """The whole configuration as indented JSON with sorted keys."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True, default=str)
+
+
+def slime_options() -> list[Option]:
+    """Every flag of slime's own and those of Megatron it reads, section by section."""
+    return [option for section in SECTIONS for option in options_of(section)]
+
+
+def _mutable(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(cast(tuple[Any, ...], value))
+    return value

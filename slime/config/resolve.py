@@ -1,0 +1,152 @@
+"""resolve(): derived values and the rules that span flags; the only place that derives."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from slime.config.checkpoints import has_megatron_checkpoint, is_hf_folder
+from slime.config.config import Config
+from slime.config.eval_datasets import resolve_eval
+from slime.config.foreign import typed_megatron_argv, untyped_megatron_argv
+from slime.config.rules import check_flag_states, check_rules, nearest_divisors
+from slime.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+def resolve(config: Config) -> Config:
+    """`config` with every value that follows from others filled in, checked by all rules.
+
+    What only the cluster can tell (`--device auto`) stays open. Resolving twice changes nothing.
+
+    Raises:
+        ConfigError: a refused flag, or flags that cannot work together; says what to change.
+    """
+    check_flag_states(config)
+    for derive in (_debug, _placement, _batch, _algorithm, _rollout, _checkpoint):
+        config = replace(config, **derive(config))
+    config = resolve_eval(config)
+    check_rules(config)
+    words = (*untyped_megatron_argv(config.megatron_argv), *typed_megatron_argv(config))
+    return replace(config, megatron_argv=words)
+
+
+def check_overlapping(config: Config) -> None:
+    """Nothing, when the next round may be generated while the model trains, as train_async.py does.
+
+    Raises:
+        ConfigError: trainer and engines share devices.
+    """
+    if config.colocate:
+        raise ConfigError(
+            "--colocate: train_async.py generates while it trains, so both sides need devices of "
+            "their own; leave it out or run train.py"
+        )
+
+
+def _debug(config: Config) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    if config.load_debug_rollout_data is not None:
+        changes["debug_train_only"] = True
+    if config.dump_details is not None:
+        folder = Path(config.dump_details)
+        if config.save_debug_rollout_data is None:
+            changes["save_debug_rollout_data"] = str(folder / "rollout_data" / "{rollout_id}.pt")
+        if config.save_debug_train_data is None:
+            changes["save_debug_train_data"] = str(folder / "train_data" / "{rollout_id}.pt")
+    return changes
+
+
+def _placement(config: Config) -> dict[str, Any]:
+    """Who sits where: colocated engines get the trainer's slots and both sides take turns."""
+    shares = config.colocate or config.offload
+    changes: dict[str, Any] = {
+        "offload_train": shares if config.offload_train is None else config.offload_train,
+        "offload_rollout": shares if config.offload_rollout is None else config.offload_rollout,
+    }
+    if config.rollout_num_gpus is None and config.debug_train_only:
+        changes["rollout_num_gpus"] = 0
+    elif config.rollout_num_gpus is None and config.colocate:
+        world_size = config.actor_num_nodes * config.actor_num_gpus_per_node
+        changes["rollout_num_gpus"] = world_size
+    return changes
+
+
+def _batch(config: Config) -> dict[str, Any]:
+    prompts = config.rollout_batch_size
+    if prompts is None:
+        raise ConfigError("--rollout-batch-size is missing; say how many prompts a round takes")
+    changes: dict[str, Any] = {}
+    if config.over_sampling_batch_size is None:
+        changes["over_sampling_batch_size"] = prompts
+    total = prompts * config.n_samples_per_prompt
+    steps = config.num_steps_per_rollout
+    if steps is not None:
+        changes["global_batch_size"] = _batch_of_steps(config, total, steps)
+    elif config.global_batch_size is None:
+        changes["global_batch_size"] = total
+    return changes
+
+
+def _batch_of_steps(config: Config, total: int, steps: int) -> int:
+    """The global batch size that makes `steps` equal optimizer steps of `total` samples."""
+    if steps < 1 or total % steps:
+        raise ConfigError(
+            f"--num-steps-per-rollout {steps} does not divide --rollout-batch-size x "
+            f"--n-samples-per-prompt = {total}; try {nearest_divisors(total, steps)}"
+        )
+    if config.global_batch_size not in (None, total // steps):
+        raise ConfigError(
+            f"--global-batch-size {config.global_batch_size} and --num-steps-per-rollout {steps} "
+            f"contradict each other: {total} samples in {steps} steps are {total // steps} a step; "
+            "give one of the two"
+        )
+    return total // steps
+
+
+def _algorithm(config: Config) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    if config.eps_clip_high is None:
+        changes["eps_clip_high"] = config.eps_clip
+    if config.n_samples_per_prompt == 1:
+        # One sample has no deviation to divide by.
+        changes["disable_grpo_std_normalization"] = True
+    if config.advantage_estimator.startswith("reinforce_plus_plus"):
+        changes["normalize_advantages"] = True
+    if (config.use_kl_loss or config.kl_coef != 0.0) and config.ref_load is None:
+        changes["ref_load"] = config.hf_checkpoint
+    return changes
+
+
+def _rollout(config: Config) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    if config.rollout_max_prompt_len is None and config.rollout_max_context_len is not None:
+        changes["rollout_max_prompt_len"] = config.rollout_max_context_len - 1
+    if config.eval_function_path is None:
+        changes["eval_function_path"] = config.rollout_function_path
+    if config.eval_reward_key is None:
+        changes["eval_reward_key"] = config.reward_key
+    return changes
+
+
+def _checkpoint(config: Config) -> dict[str, Any]:
+    """Where weights come from: the run's own checkpoint, else initial ones and a new start."""
+    if config.debug_rollout_only or (config.load and has_megatron_checkpoint(config.load)):
+        return {}
+    initial = config.ref_load or config.hf_checkpoint
+    if config.load is not None and is_hf_folder(config.load):
+        initial = config.load
+    elif config.load is not None and config.load != initial:
+        # With --load equal to --save this is the usual first start.
+        level = logging.INFO if config.load == config.save else logging.WARNING
+        logger.log(level, "--load %s holds no checkpoint: starting from %s", config.load, initial)
+    changes: dict[str, Any] = {
+        "load": initial,
+        "finetune": True,
+        "no_load_optim": True,
+        "no_load_rng": True,
+    }
+    if config.start_rollout_id is None:
+        changes["start_rollout_id"] = 0
+    return changes

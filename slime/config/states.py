@@ -1,0 +1,396 @@
+"""The state of every flag: it works, we do it our own way, or it is refused by name.
+
+No flag is accepted and ignored. A flag of slime that no table below names works. A flag of Megatron
+that no table names is refused: it may work, but nobody has tried it with slime's trainer.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from slime import registry
+from slime.config.fields import Option
+
+
+class State(StrEnum):
+    """What happens when the flag is given."""
+
+    WORKS = "works"
+    OWN_WAY = "own way"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True)
+class FlagState:
+    """State of one flag.
+
+    Attributes:
+        note: OWN_WAY: what happens instead; REFUSED: why, and what to do.
+        only: values that work although the others are refused.
+    """
+
+    state: State
+    note: str = ""
+    only: tuple[Any, ...] = ()
+
+    def allows(self, value: Any, default: Any) -> bool:
+        """Whether `value` may be given; a refused flag may repeat its default."""
+        if value in self.only:
+            return True
+        if self.state is State.REFUSED:
+            return value == default
+        return not self.only
+
+
+WORKS = FlagState(State.WORKS)
+
+
+def own_way(note: str) -> FlagState:
+    """Accepted; `note` says what happens instead."""
+    return FlagState(State.OWN_WAY, note)
+
+
+def refused(note: str, *only: Any) -> FlagState:
+    """An error, unless the value is the default or one of `only`."""
+    return FlagState(State.REFUSED, note, only)
+
+
+def works_with(note: str, *only: Any) -> FlagState:
+    """Works for the values `only`; `note` says why not for the others."""
+    return FlagState(State.WORKS, note, only)
+
+
+_PPO = "not built yet: PPO with a critic"
+_PARALLEL = "not built yet: only data parallelism is; use a size of 1"
+_MOE = "not built yet: mixture-of-experts models; dense Qwen2, Qwen3 and Llama work"
+_MLA = "not built yet: multi-latent attention"
+_MTP = "not built yet: multi-token prediction"
+_FP8 = "needs TransformerEngine, which slime does without"
+_REPLAY = "not built yet: routing replay"
+_OPD = "not built yet: on-policy distillation"
+_WANDB = "not built yet: Weights & Biases; --use-tensorboard and metrics.jsonl work"
+_DISK = "not built yet: weight sync through files; the collective transport works"
+_FAULT = "not built yet: restarting engines that died"
+_BUFFER = "not built yet: the HTTP rollout buffer"
+_PROFILE = "not built yet: the torch profiler"
+_MEMORY = "not built yet: recording memory history"
+_DEEPGEMM = "not built yet: bit-exact DeepGEMM forward passes"
+_SPARSE = "not built yet: DeepSeek sparse attention"
+_CPU_ADAM = "not built yet: optimizer states on the host"
+_CI = "not built yet: slime's own tests check these numbers"
+
+_OFFLOAD = "on CPU trainer and engines keep their memory: there is no device to leave"
+
+SLIME_STATES: dict[str, FlagState] = {
+    "--device": works_with("not built yet: CUDA", "auto", "cpu"),
+    "--rollout-engine": works_with(
+        "not built yet: starting SGLang servers", "auto", *registry.ENGINES.names()
+    ),
+    "--num-gpus-per-node": own_way("Ray's placement group finds the nodes"),
+    "--offload": own_way(_OFFLOAD),
+    "--offload-train": own_way(_OFFLOAD),
+    "--offload-rollout": own_way(_OFFLOAD),
+    "--check-weight-update-equal": own_way("every sync is checked: --verify-weight-sync"),
+    "--distributed-backend": own_way("follows from the device: NCCL on CUDA, gloo on CPU"),
+    "--save-debug-train-data": refused("not built yet: dumping train data"),
+    "--dump-details": refused("not built yet: dumping train data; --save-debug-rollout-data works"),
+    "--advantage-estimator": works_with(_PPO, *registry.ALGORITHMS.names()),
+    "--num-critic-only-steps": refused(_PPO),
+    "--megatron-config-path": refused("not built yet: overrides per role"),
+    "--qwen-gdn-backend": refused("not built yet: linear attention"),
+    "--release-train": refused("not built yet: ending the trainer during rollouts"),
+    "--recompute-loss-function": refused("not built yet: recomputing the loss"),
+    "--freeze-indexer": refused(_SPARSE),
+    "--allgather-cp": refused(_SPARSE),
+    "--megatron-deepgemm-forward-layers": refused(_DEEPGEMM),
+    "--megatron-deepgemm-forward-modules": refused(_DEEPGEMM),
+    "--megatron-deepgemm-moe-forward-layers": refused(_DEEPGEMM),
+    "--megatron-deepgemm-moe-forward-modules": refused(_DEEPGEMM),
+    "--enable-mtp-training": refused(_MTP),
+    "--rollout-top-p": refused(
+        "not built yet: replaying the nucleus in the trainer, without which log-probs differ"
+    ),
+    "--keep-old-actor": refused("not built yet: a copy of the policy that generated"),
+    "--rollout-data-transport": refused("not built yet: NIXL"),
+    "--rollout-external-engine-addrs": refused("not built yet: engines somebody else started"),
+    "--use-fault-tolerance": refused(_FAULT),
+    "--rollout-health-check-interval": refused(_FAULT),
+    "--rollout-health-check-timeout": refused(_FAULT),
+    "--rollout-health-check-first-wait": refused(_FAULT),
+    "--rollout-buffer-url": refused(_BUFFER),
+    "--fetch-trajectory-retry-times": refused(_BUFFER),
+    "--min-batch-collection-ratio": refused(_BUFFER),
+    "--rollout-task-type": refused(_BUFFER),
+    "--prefill-num-servers": refused("not built yet: splitting prefill and decode"),
+    "--sglang-config": refused("not built yet: several models and groups of servers"),
+    "--multimodal-keys": refused("not built yet: images and other media"),
+    "--log-probs-max-tokens-per-gpu": own_way(
+        "one packing serves log-prob and training passes: --max-tokens-per-gpu"
+    ),
+    "--value-clip": refused(_PPO),
+    "--lambd": refused(_PPO),
+    "--loss-type": works_with("not built yet: custom_loss", "policy_loss", "sft_loss"),
+    "--custom-loss-function-path": refused("not built yet: custom_loss"),
+    "--ref-update-interval": refused("not built yet: moving the reference"),
+    "--use-rollout-entropy": refused("not built yet: entropy in the log-prob pass"),
+    "--get-mismatch-metrics": refused("not built yet: mismatch metrics without correction"),
+    "--use-stateless-adam": refused("not built yet: Adam without moments"),
+    "--use-routing-replay": refused(_REPLAY),
+    "--use-rollout-routing-replay": refused(_REPLAY),
+    "--use-opd": refused(_OPD),
+    "--opd-type": refused(_OPD),
+    "--opd-kl-coef": refused(_OPD),
+    "--opd-teacher-load": refused(_OPD),
+    "--opd-teacher-ckpt-step": refused(_OPD),
+    "--update-weight-mode": refused("not built yet: sending what changed only"),
+    "--update-weight-transport": refused(_DISK),
+    "--update-weight-disk-dir": refused(_DISK),
+    "--update-weight-disk-keep-files": refused(_DISK),
+    "--update-weight-delta-encoding": refused(_DISK),
+    "--update-weight-delta-checksum": refused(_DISK),
+    "--custom-update-weight-post-write-path": refused(_DISK),
+    "--update-weight-local-checkpoint-dir": refused(_DISK),
+    "--use-wandb": refused(_WANDB),
+    "--wandb-mode": refused(_WANDB),
+    "--wandb-dir": refused(_WANDB),
+    "--wandb-key": refused(_WANDB),
+    "--wandb-host": refused(_WANDB),
+    "--wandb-team": refused(_WANDB),
+    "--wandb-group": refused(_WANDB),
+    "--wandb-project": refused(_WANDB),
+    "--disable-wandb-random-suffix": refused(_WANDB),
+    "--wandb-always-use-train-step": refused(_WANDB),
+    "--wandb-run-id": refused(_WANDB),
+    "--load-forge-rollout-data": refused("not built yet: replaying recorded rollouts"),
+    "--memory-snapshot-dir": refused(_MEMORY),
+    "--memory-snapshot-num-steps": refused(_MEMORY),
+    "--memory-recorder": refused(_MEMORY),
+    "--record-memory-history": refused(_MEMORY),
+    "--profile-target": refused(_PROFILE),
+    "--http-proxy": refused("slime calls its engines directly, without a proxy; leave it out"),
+    "--use-distributed-post": refused("one client per process keeps up; leave it out"),
+    "--ci-test": refused(_CI),
+    "--ci-disable-kl-checker": refused(_CI),
+    "--ci-train-rollout-logprob-abs-diff-threshold": refused(_CI),
+    "--ci-save-grad-norm": refused(_CI),
+    "--ci-load-grad-norm": refused(_CI),
+    "--async-save": refused("not built yet: saving while training goes on"),
+    "--fp16": refused("not built yet: float16; bfloat16 and float32 work"),
+    "--tensor-model-parallel-size": refused(_PARALLEL),
+    "--pipeline-model-parallel-size": refused(_PARALLEL),
+    "--context-parallel-size": refused(_PARALLEL),
+    "--expert-model-parallel-size": refused(_PARALLEL),
+    "--expert-tensor-parallel-size": refused(_PARALLEL, 1),
+    "--sequence-parallel": refused(_PARALLEL),
+    "--mtp-num-layers": refused(_MTP, 0),
+    "--mtp-loss-scaling-factor": refused(_MTP),
+}
+
+_OWN_ATTENTION = "slime's own attention, exact and packed, is used"
+_NO_FUSION = "slime's layers have no such fused kernel to switch off"
+_OWN_CHECKPOINT = "slime writes checkpoints its own way; this is always so"
+
+MEGATRON_STATES: dict[str, FlagState] = {
+    # The model: MODEL_ARGS of scripts/models.
+    "--num-attention-heads": WORKS,
+    "--group-query-attention": WORKS,
+    "--num-query-groups": WORKS,
+    "--kv-channels": WORKS,
+    "--ffn-hidden-size": WORKS,
+    "--normalization": works_with("only RMSNorm is built", "RMSNorm"),
+    "--norm-epsilon": WORKS,
+    "--qk-layernorm": WORKS,
+    "--swiglu": WORKS,
+    "--disable-bias-linear": WORKS,
+    "--add-qkv-bias": WORKS,
+    "--untie-embeddings-and-output-weights": WORKS,
+    "--position-embedding-type": works_with("only rope is built", "rope"),
+    "--use-rotary-position-embeddings": WORKS,
+    "--rotary-base": WORKS,
+    "--rotary-percent": WORKS,
+    "--rotary-seq-len-interpolation-factor": WORKS,
+    "--use-rope-scaling": WORKS,
+    "--rope-scaling-factor": WORKS,
+    "--max-position-embeddings": WORKS,
+    "--seq-length": WORKS,
+    "--make-vocab-size-divisible-by": WORKS,
+    "--attention-dropout": works_with("dropout is not built: give 0", 0.0),
+    "--hidden-dropout": works_with("dropout is not built: give 0", 0.0),
+    "--rotary-interleaved": refused("not built yet: GLM4's interleaved rotary embedding"),
+    "--spec": WORKS,
+    "--post-self-attn-layernorm": own_way("follows from model_type in --hf-checkpoint"),
+    "--post-mlp-layernorm": own_way("follows from model_type in --hf-checkpoint"),
+    "--use-gated-attention": refused("not built yet: gated attention"),
+    "--multi-latent-attention": refused(_MLA),
+    "--q-lora-rank": refused(_MLA),
+    "--kv-lora-rank": refused(_MLA),
+    "--qk-head-dim": refused(_MLA),
+    "--qk-pos-emb-head-dim": refused(_MLA),
+    "--v-head-dim": refused(_MLA),
+    "--rotary-scaling-factor": refused(_MLA),
+    "--mscale": refused(_MLA),
+    "--mscale-all-dim": refused(_MLA),
+    # Kernels: slime has its own layers, without TransformerEngine and Apex.
+    "--transformer-impl": own_way("slime's own layers are used, without TransformerEngine"),
+    "--attention-backend": own_way(_OWN_ATTENTION),
+    "--use-flash-attn": own_way(_OWN_ATTENTION),
+    "--attention-softmax-in-fp32": own_way(f"{_OWN_ATTENTION}; its softmax is in float32"),
+    "--no-gradient-accumulation-fusion": own_way("always so: the fusion needs Apex"),
+    "--no-rope-fusion": own_way("always so: the fusion needs TransformerEngine"),
+    "--no-masked-softmax-fusion": own_way(_NO_FUSION),
+    "--no-bias-gelu-fusion": own_way(_NO_FUSION),
+    "--no-bias-swiglu-fusion": own_way(_NO_FUSION),
+    "--no-bias-dropout-fusion": own_way(_NO_FUSION),
+    "--no-persist-layer-norm": own_way(_NO_FUSION),
+    "--moe-grouped-gemm": own_way("always so: experts run as one grouped product"),
+    "--moe-permute-fusion": own_way("slime permutes tokens with its own code"),
+    # Optimizer and schedule.
+    "--optimizer": works_with("only adam is built", "adam"),
+    "--weight-decay": WORKS,
+    "--start-weight-decay": WORKS,
+    "--end-weight-decay": WORKS,
+    "--weight-decay-incr-style": WORKS,
+    "--adam-beta1": WORKS,
+    "--adam-beta2": WORKS,
+    "--adam-eps": WORKS,
+    "--min-lr": WORKS,
+    "--lr-decay-style": WORKS,
+    "--lr-decay-iters": WORKS,
+    "--lr-wsd-decay-style": WORKS,
+    "--lr-wsd-decay-iters": WORKS,
+    "--lr-warmup-iters": WORKS,
+    "--lr-warmup-fraction": WORKS,
+    "--lr-warmup-init": WORKS,
+    "--override-opt_param-scheduler": WORKS,
+    "--use-checkpoint-opt_param-scheduler": WORKS,
+    "--use-distributed-optimizer": own_way("always so"),
+    "--accumulate-allreduce-grads-in-fp32": WORKS,
+    "--overlap-grad-reduce": WORKS,
+    "--overlap-param-gather": WORKS,
+    "--optimizer-cpu-offload": refused(_CPU_ADAM),
+    "--overlap-cpu-optimizer-d2h-h2d": refused(_CPU_ADAM),
+    "--use-precision-aware-optimizer": refused("needs TransformerEngine's Adam"),
+    "--train-iters": own_way("follows from --num-rollout"),
+    # Memory.
+    "--recompute-granularity": WORKS,
+    "--recompute-method": WORKS,
+    "--recompute-num-layers": WORKS,
+    "--recompute-modules": WORKS,
+    # Parallel layouts of the launch scripts.
+    "--decoder-first-pipeline-num-layers": refused(_PARALLEL),
+    "--decoder-last-pipeline-num-layers": refused(_PARALLEL),
+    "--num-layers-per-virtual-pipeline-stage": refused(_PARALLEL),
+    "--num-virtual-stages-per-pipeline-rank": refused(_PARALLEL),
+    # Checkpoints.
+    "--ckpt-step": WORKS,
+    "--ckpt-format": works_with("only torch_dist is built", "torch_dist"),
+    "--no-save-rng": refused("the random state is always saved; --no-load-rng works"),
+    "--use-persistent-ckpt-worker": own_way(_OWN_CHECKPOINT),
+    "--ckpt-assume-constant-structure": own_way(_OWN_CHECKPOINT),
+    "--ckpt-fully-parallel-load": own_way(_OWN_CHECKPOINT),
+    "--ckpt-fully-parallel-save": own_way(_OWN_CHECKPOINT),
+    "--dist-ckpt-save-pre-mcore-014": own_way(_OWN_CHECKPOINT),
+    # Mixture of experts.
+    "--num-experts": refused(_MOE),
+    "--moe-layer-freq": refused(_MOE),
+    "--moe-ffn-hidden-size": refused(_MOE),
+    "--moe-shared-expert-intermediate-size": refused(_MOE),
+    "--moe-router-topk": refused(_MOE),
+    "--moe-router-score-function": refused(_MOE),
+    "--moe-router-pre-softmax": refused(_MOE),
+    "--moe-router-enable-expert-bias": refused(_MOE),
+    "--moe-router-bias-update-rate": refused(_MOE),
+    "--moe-router-topk-scaling-factor": refused(_MOE),
+    "--moe-router-num-groups": refused(_MOE),
+    "--moe-router-group-topk": refused(_MOE),
+    "--moe-router-load-balancing-type": refused(_MOE),
+    "--moe-aux-loss-coeff": refused(_MOE),
+    "--moe-token-dispatcher-type": refused(_MOE),
+    "--moe-token-drop-policy": refused(_MOE),
+    "--moe-router-dtype": refused(_MOE),
+    "--moe-enable-deepep": refused(_MOE),
+    "--moe-flex-dispatcher-backend": refused(_MOE),
+    # Low precision, profiles, reproducibility.
+    "--fp8-format": refused(_FP8),
+    "--fp8-recipe": refused(_FP8),
+    "--fp8-param-gather": refused(_FP8),
+    "--use-pytorch-profiler": refused(_PROFILE),
+    "--profile-step-start": refused(_PROFILE),
+    "--profile-step-end": refused(_PROFILE),
+    "--memory-snapshot-path": refused(_MEMORY),
+    "--deterministic-mode": refused("not built yet: deterministic kernels on CUDA"),
+}
+
+# Reasons for whole groups of Megatron's options, as its parser names them.
+MEGATRON_GROUPS: dict[str, str] = {
+    "rl": "Megatron's own RL loop is not used; see slime's flags for the same",
+    "data and dataloader": "slime trains on rollouts and has no such data loader",
+    "tokenizer": "the tokenizer is that of --hf-checkpoint",
+    "validation": "slime evaluates by --eval-prompt-data",
+    "logging": "slime logs its own way: metrics.jsonl, --use-tensorboard",
+    "inference": "engines generate, not Megatron",
+    "profiling": _PROFILE,
+    "Transformer-Engine": _FP8,
+    "moe": _MOE,
+    "mla": _MLA,
+    "sft": "slime's SFT is --loss-type sft_loss",
+    "biencoder": "not a model slime trains",
+    "vision": "not a model slime trains",
+}
+_UNTRIED = "nobody has tried this flag of Megatron with slime's trainer yet; leave it out"
+
+_ENGINE_SETS = "slime sets it for each engine; leave it out"
+SGLANG_REFUSED: dict[str, str] = {
+    "model_path": "it is --hf-checkpoint",
+    "config": _ENGINE_SETS,
+    "trust_remote_code": _ENGINE_SETS,
+    "random_seed": "it follows from --seed",
+    "enable_memory_saver": "it follows from --offload-rollout",
+    "tp_size": "it follows from --rollout-num-gpus-per-engine",
+    "port": _ENGINE_SETS,
+    "nnodes": _ENGINE_SETS,
+    "node_rank": _ENGINE_SETS,
+    "dist_init_addr": _ENGINE_SETS,
+    "gpu_id_step": _ENGINE_SETS,
+    "base_gpu_id": _ENGINE_SETS,
+    "nccl_port": _ENGINE_SETS,
+    "skip_server_warmup": _ENGINE_SETS,
+    "enable_return_routed_experts": "it follows from --use-rollout-routing-replay",
+}
+# What SGLang's server and the embedded engine have in common; the latter refuses the others.
+EMBEDDED_ENGINE_OPTIONS = (
+    "context_length",
+    "max_running_requests",
+    "log_level",
+    "served_model_name",
+    "api_key",
+)
+
+_ROUTER_SETS = "slime starts the router and registers its engines; leave it out"
+ROUTER_REFUSED: dict[str, str] = {
+    "host": _ROUTER_SETS,
+    "port": "it is --sglang-router-port",
+    "worker_urls": _ROUTER_SETS,
+    "request_timeout_secs": "it is --sglang-router-request-timeout-secs",
+    "prefill": _ROUTER_SETS,
+    "decode": _ROUTER_SETS,
+    "encode": _ROUTER_SETS,
+}
+
+
+def state_of(option: Option) -> FlagState:
+    """The state of `option`, whoever owns it."""
+    name = option.name
+    if option.owner == "sglang":
+        reason = SGLANG_REFUSED.get(option.dest)
+        return WORKS if reason is None else refused(reason)
+    if option.owner == "router":
+        reason = ROUTER_REFUSED.get(option.dest)
+        return WORKS if reason is None else refused(reason)
+    if name in SLIME_STATES:
+        return SLIME_STATES[name]
+    if name in MEGATRON_STATES:
+        return MEGATRON_STATES[name]
+    if option.owner == "megatron":
+        return refused(MEGATRON_GROUPS.get(option.group, _UNTRIED))
+    return WORKS

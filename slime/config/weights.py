@@ -1,0 +1,41 @@
+"""WeightsConfig: how the trainer's weights reach the engines."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from slime.config.fields import flag
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsConfig:
+    """Weight sync."""
+
+    update_weight_mode: Literal["full", "delta"] = flag(
+        "full", "Send all weights, or what changed."
+    )
+    update_weight_transport: Literal["nccl", "disk"] = flag(
+        "nccl", "Collectives of the device (NCCL on CUDA, gloo on CPU), or files."
+    )
+    update_weight_buffer_size: int = flag(512 * 1024 * 1024, "Bytes per bucket.", at_least=1)
+    update_weights_interval: int = flag(1, "Rounds between syncs in train_async.py.", at_least=1)
+    verify_weight_sync: bool = flag(
+        True, "Compare checksums of trainer and engines after each bucket."
+    )
+    weight_sync_timeout_s: float = flag(600.0, "Deadline of one sync, in seconds.", above=0)
+    check_weight_update_equal: bool = flag(
+        False, "Check after the first sync that the engines' weights are those they loaded."
+    )
+    update_weight_disk_dir: str | None = flag(None, "Shared folder of the disk transport.")
+    update_weight_disk_keep_files: bool = flag(False, "Keep old versions on disk.")
+    update_weight_delta_encoding: Literal["xor", "overwrite"] = flag(
+        "xor", "How a delta writes changed bytes."
+    )
+    update_weight_delta_checksum: Literal["xxh3-128", "blake3", "adler32"] = flag(
+        "xxh3-128", "Checksum of each tensor of a delta."
+    )
+    custom_update_weight_post_write_path: str | None = flag(
+        None, "Function called after a version is written: fn(args, version_dir, engines)."
+    )
+    update_weight_local_checkpoint_dir: str | None = flag(
+        None, "Folder on each engine host that holds a local copy."
+    )

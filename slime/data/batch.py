@@ -1,0 +1,106 @@
+"""RolloutBatch: the samples of one rollout as columns, cut for one data-parallel rank."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows of different lengths in one flat tensor, so that a batch travels as a few large arrays.
+
+    Attributes:
+        values: [sum(lengths)] all rows, one after the other.
+        lengths: length of each row.
+    """
+
+    values: Tensor
+    lengths: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.values.dim() != 1 or self.values.numel() != sum(self.lengths):
+            raise ValueError(
+                f"Ragged: {tuple(self.values.shape)} values do not hold rows of total length {sum(self.lengths)}"
+            )
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[Tensor | Sequence[float]], dtype: torch.dtype) -> "Ragged":
+        """Copy rows, each a [n] tensor or a list of numbers, into one flat tensor of `dtype`."""
+        tensors = [torch.as_tensor(row, dtype=dtype) for row in rows]
+        lengths = tuple(tensor.numel() for tensor in tensors)
+        return cls(torch.cat(tensors) if tensors else torch.empty(0, dtype=dtype), lengths)
+
+    def rows(self) -> list[Tensor]:
+        """Views of the rows, no copy."""
+        return list(self.values.split(list(self.lengths))) if self.lengths else []
+
+    def select(self, indexes: Sequence[int]) -> "Ragged":
+        """The rows at `indexes`, in that order, copied."""
+        rows = self.rows()
+        return Ragged.from_rows([rows[i] for i in indexes], self.values.dtype)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.rows())
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepPlan:
+    """What one optimizer step consumes on one data-parallel rank, and the denominators of the whole step.
+
+    Attributes:
+        micro_batches: for each forward/backward the positions of its samples in this rank's batch.
+        num_rollouts: executions (distinct rollout ids) in this step over all ranks; a fan-out counts once.
+        num_tokens: trainable tokens (sum of loss masks) in this step over all ranks.
+        num_samples: samples in this step over all ranks.
+    """
+
+    micro_batches: tuple[tuple[int, ...], ...]
+    num_rollouts: int
+    num_tokens: float
+    num_samples: int
+
+
+@dataclass(kw_only=True)
+class RolloutBatch:
+    """Columns with one entry per sample of this data-parallel rank. Ragged columns are CPU tensors.
+
+    Attributes:
+        rollout_id: number of the round.
+        tokens: int64, rows [S] = prompt and response ids.
+        response_lengths: R of each sample, R < S.
+        loss_masks: fp32, rows [R], 1 = train on this token.
+        rewards: after normalisation, one scalar per sample.
+        raw_rewards: before normalisation.
+        rollout_ids: execution of each sample; siblings of one fan-out share it.
+        rollout_mask_sums: trainable tokens of the whole execution, over all its samples and ranks.
+        sample_indices: `Sample.index`, for logs and dumps.
+        truncated: True when the answer was cut by its length limit.
+        rollout_log_probs: fp32, rows [R], by the engine; None when no sample has them.
+        teacher_log_probs: fp32, rows [R]; None when no sample has them.
+        steps: the optimizer steps of this round, in order.
+        extras: optional columns for plugins (`metadata`, `round_number`, ...), each a list of one entry per sample.
+    """
+
+    rollout_id: int
+    tokens: Ragged
+    response_lengths: tuple[int, ...]
+    loss_masks: Ragged
+    rewards: tuple[float, ...]
+    raw_rewards: tuple[float, ...]
+    rollout_ids: tuple[int, ...]
+    rollout_mask_sums: tuple[float, ...]
+    sample_indices: tuple[int, ...]
+    truncated: tuple[bool, ...]
+    rollout_log_probs: Ragged | None = None
+    teacher_log_probs: Ragged | None = None
+    steps: tuple[StepPlan, ...] = ()
+    extras: dict[str, list[Any]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.response_lengths)

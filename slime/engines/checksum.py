@@ -1,0 +1,85 @@
+"""Checksum of a tensor's bytes, the same on every device: what a weight sync compares."""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Lanes are 32-bit words widened to 64 bits. With 64-bit lanes a swap of two top bits would cancel,
+# because the difference of two odd multipliers is even.
+_LANE_BYTES = 4
+_ROW = 1 << 16
+# Rows per pass: 4M lanes, 32 MiB widened.
+_ROWS_AT_ONCE = 64
+_MASK = (1 << 64) - 1
+
+
+def checksum(tensor: Tensor) -> int:
+    """Sum over 32-bit words of word x multiplier of its position, modulo 2^64, as a signed integer.
+
+    Every multiplier is odd, so a change of one word always shows; multipliers are pseudo-random, so
+    exchanged words, transposed matrices and shifted rows show too. Shape and dtype do not enter,
+    only bytes and their number.
+
+    Args:
+        tensor: any dtype, device and strides.
+    """
+    data = _bytes(tensor)
+    num_lanes = data.numel() // _LANE_BYTES
+    total = data.numel() * 0x9E3779B97F4A7C15
+    num_rows = num_lanes // _ROW
+    lanes = data[: num_lanes * _LANE_BYTES].view(torch.int32)
+    for start in range(0, num_rows, _ROWS_AT_ONCE):
+        stop = min(start + _ROWS_AT_ONCE, num_rows)
+        rows = lanes[start * _ROW : stop * _ROW].view(-1, _ROW).to(torch.int64)
+        sums = (rows * _columns(tensor.device)).sum(1)
+        total += int((sums * _row_multipliers(start, stop, tensor.device)).sum().item())
+    total += _tail(lanes[num_rows * _ROW :], data[num_lanes * _LANE_BYTES :], num_rows)
+    return ((total + (1 << 63)) & _MASK) - (1 << 63)
+
+
+def _tail(lanes: Tensor, rest: Tensor, row: int) -> int:
+    """The last, incomplete row: its lanes, then up to 3 bytes as one more lane."""
+    multiplier = _row_multipliers(row, row + 1, lanes.device)
+    total = 0
+    if lanes.numel():
+        products = lanes.to(torch.int64) * _columns(lanes.device)[: lanes.numel()]
+        total = int((products.sum() * multiplier[0]).item())
+    if rest.numel():
+        word = int.from_bytes(bytes(rest.tolist()), "little")
+        # An odd constant no other position uses.
+        total += word * 0xD6E8FEB86659FD93 * int(multiplier[0].item())
+    return total
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """[num_bytes] uint8; a view where alignment allows."""
+    data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    if data.storage_offset() % _LANE_BYTES:
+        data = data.clone()
+    return data
+
+
+@lru_cache(maxsize=16)
+def _columns(device: torch.device) -> Tensor:
+    """[_ROW] int64 multipliers of the positions inside a row."""
+    return _odd_numbers(1, _ROW).to(device)
+
+
+def _row_multipliers(start: int, stop: int, device: torch.device) -> Tensor:
+    """[stop - start] int64 multipliers of whole rows."""
+    return _odd_numbers((1 << 32) + start, stop - start).to(device)
+
+
+def _odd_numbers(start: int, count: int) -> Tensor:
+    """[count] odd int64 from splitmix64 of start, start + 1, ...
+
+    Source: Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators",
+    doi:10.1145/2660193.2660195.
+    """
+    z = np.arange(start, start + count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = (z ^ (z >> np.uint64(31))) | np.uint64(1)
+    return torch.from_numpy(z.view(np.int64))

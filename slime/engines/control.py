@@ -1,0 +1,108 @@
+"""Control calls to a set of engines: pause, sync, resume. They go to each engine directly; the router forwards none of them."""
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import orjson
+
+from slime.errors import EngineProtocolError, EngineUnavailable
+
+Answer = dict[str, Any]
+
+
+class EngineControl:
+    """Blocking control calls, sent to all engines at once; every call has a deadline and names the engine that failed.
+
+    Args:
+        urls: base address of each engine, `http://host:port`.
+        timeout_s: deadline of one call on all engines, seconds.
+        api_key: sent as a bearer token when given.
+    """
+
+    def __init__(self, urls: Sequence[str], *, timeout_s: float, api_key: str | None = None) -> None:
+        self.urls = tuple(urls)
+        self.timeout_s = timeout_s
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        # trust_env=False: a proxy from the environment must never see engine traffic.
+        self._http = httpx.Client(timeout=timeout_s, headers=headers, trust_env=False)
+        self._pool = ThreadPoolExecutor(max_workers=max(1, len(urls)), thread_name_prefix="engine-control")
+
+    def post_all(self, path: str, payload: Answer | Callable[[int], Answer] | None = None) -> list[Answer]:
+        """Answers of all engines to POST `path`, in the order of `urls`.
+
+        Args:
+            path: for instance `/pause_generation`.
+            payload: the body, or a function from the engine's position to its body.
+
+        Raises:
+            EngineUnavailable: an engine did not answer in time.
+            EngineProtocolError: an engine refused, or answered something that is no JSON object.
+        """
+        return collect(self.start_post_all(path, payload))
+
+    def start_post_all(
+        self, path: str, payload: Answer | Callable[[int], Answer] | None = None
+    ) -> list["Future[Answer]"]:
+        """`post_all` without waiting, for calls that run beside a collective."""
+        bodies = [payload(i) if callable(payload) else payload or {} for i in range(len(self.urls))]
+        return [
+            self._pool.submit(self._call, "POST", url + path, body)
+            for url, body in zip(self.urls, bodies, strict=True)
+        ]
+
+    def get_all(self, path: str) -> list[Answer]:
+        """Answers of all engines to GET `path`; raises like `post_all`."""
+        return collect([self._pool.submit(self._call, "GET", url + path, None) for url in self.urls])
+
+    def pause(self, mode: str) -> None:
+        """Stop generating on all engines; `mode` is abort, retract or in_place."""
+        self.post_all("/pause_generation", {"mode": mode})
+
+    def resume(self) -> None:
+        """Let all engines generate again."""
+        self.post_all("/continue_generation")
+
+    def close(self) -> None:
+        """Close connections and threads."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._http.close()
+
+    def _call(self, method: str, url: str, body: Answer | None) -> Answer:
+        start = time.monotonic()
+        try:
+            content = None if body is None else orjson.dumps(body)
+            reply = self._http.request(method, url, content=content, headers={"Content-Type": "application/json"})
+        except httpx.HTTPError as error:
+            waited = time.monotonic() - start
+            raise EngineUnavailable(
+                f"{method} {url}: no answer after {waited:.1f} s ({error!r}); is the engine's process alive? "
+                "Its log is in the run folder under logs/."
+            ) from error
+        return _answer(method, url, reply)
+
+
+def collect(futures: Sequence["Future[Answer]"]) -> list[Answer]:
+    """Results of all futures; the first error after every call has ended, so that none is left running."""
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    if errors:
+        raise errors[0]
+    return [future.result() for future in futures]
+
+
+def _answer(method: str, url: str, reply: httpx.Response) -> Answer:
+    """The JSON object of a reply; an empty 200 counts as an empty object (SGLang answers some calls so)."""
+    if reply.status_code != 200:
+        raise EngineProtocolError(f"{method} {url} was refused with status {reply.status_code}: {reply.text[:500]}")
+    text = reply.text.strip()
+    if not text.startswith("{"):
+        return {"message": text}
+    try:
+        answer: Answer = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise EngineProtocolError(f"{method} {url} answered something that is no JSON: {text[:200]!r}") from error
+    if answer.get("success") is False:
+        raise EngineProtocolError(f"{method} {url} failed in the engine: {answer.get('message', text[:500])}")
+    return answer

@@ -1,0 +1,51 @@
+"""How to start the embedded CPU engine as a server process of its own."""
+
+import sys
+from pathlib import Path
+
+from slime.config.config import Config
+from slime.engines.servers import ServerSpec, command_line
+from slime.errors import ConfigError
+
+# SGLang options that mean something to the embedded engine too; it has the same names.
+SHARED_OPTIONS = (
+    "context_length",
+    "max_running_requests",
+    "log_level",
+    "served_model_name",
+    "api_key",
+)
+
+
+def launch(config: Config, *, index: int, host: str, port: int, log_dir: Path) -> ServerSpec:
+    """The command line of one embedded engine.
+
+    Args:
+        index: number of the engine; moves its seed for requests that bring none.
+
+    Raises:
+        ConfigError: an `--sglang-*` option that only SGLang has.
+    """
+    unknown = sorted(set(config.sglang_argv) - set(SHARED_OPTIONS))
+    if unknown:
+        names = ", ".join("--sglang-" + name.replace("_", "-") for name in unknown)
+        known = ", ".join("--sglang-" + name.replace("_", "-") for name in SHARED_OPTIONS)
+        raise ConfigError(
+            f"the embedded CPU engine has no {names}; it knows {known}. Leave them out on a CPU."
+        )
+    options = dict(config.sglang_argv)
+    options |= {
+        "model_path": config.hf_checkpoint,
+        "host": host,
+        "port": port,
+        "random_seed": config.seed + index,
+    }
+    return ServerSpec(
+        name=f"engine-{index}",
+        command=(sys.executable, "-m", "slime.engines.embedded.server", *command_line(options)),
+        url=f"http://{host}:{port}",
+        health_path="/health",
+        log_path=log_dir / f"engine-{index}.log",
+        # Two torch threads are many times slower than one when cores are shared.
+        env={"OMP_NUM_THREADS": "1"},
+    )

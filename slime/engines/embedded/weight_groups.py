@@ -1,0 +1,123 @@
+"""WeightGroups: the gloo groups through which a trainer, rank 0, broadcasts new weights."""
+
+import datetime
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from slime.engines.control_requests import DistributedUpdate, WeightsGroup
+from slime.errors import WeightSyncError
+
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "int8": torch.int8,
+    "uint8": torch.uint8,
+    "bool": torch.bool,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    group: dist.ProcessGroupGloo
+    timeout: datetime.timedelta
+
+
+class WeightGroups:
+    """Groups this engine has joined, by name."""
+
+    def __init__(self) -> None:
+        self._members: dict[str, _Member] = {}
+
+    def join(self, request: WeightsGroup) -> None:
+        """Become a member; blocks until all members are there.
+
+        Raises:
+            WeightSyncError: a group of this name exists, or the others did not come in time.
+        """
+        if request.group_name in self._members:
+            raise WeightSyncError(
+                f"weight group {request.group_name!r} exists already; destroy it first"
+            )
+        timeout = datetime.timedelta(seconds=request.timeout_s)
+        try:
+            group = _connect(request, timeout)
+        except RuntimeError as error:
+            raise WeightSyncError(
+                f"cannot join weight group {request.group_name!r} as rank {request.rank} of "
+                f"{request.world_size} at {request.master_address}:{request.master_port} within "
+                f"{request.timeout_s:g} s: {error}"
+            ) from error
+        self._members[request.group_name] = _Member(group, timeout)
+
+    def leave(self, name: str) -> bool:
+        """Leave a group; returns whether there was one."""
+        return self._members.pop(name, None) is not None
+
+    def receive(self, update: DistributedUpdate) -> list[tuple[str, Tensor]]:
+        """The tensors of an update, into memory of their own; blocks until rank 0 has sent all.
+
+        Raises:
+            WeightSyncError: no such group, an unknown dtype, or the broadcast failed.
+        """
+        member = self._members.get(update.group_name)
+        if member is None:
+            known = ", ".join(self._members) or "none"
+            raise WeightSyncError(f"no weight group {update.group_name!r} here; joined: {known}")
+        buffers = [_buffer(dtype, shape) for dtype, shape in _pairs(update)]
+        options = dist.BroadcastOptions()
+        options.rootRank, options.rootTensor = 0, 0
+        try:
+            # All at once: gloo keeps the order, and the next receives while the last one lands.
+            works = [member.group.broadcast([buffer], options) for buffer in buffers]
+            for work in works:
+                work.wait(member.timeout)
+        except RuntimeError as error:
+            raise WeightSyncError(
+                f"broadcast in weight group {update.group_name!r} failed: {error}"
+            ) from error
+        return [
+            (name, buffer.view(shape))
+            for name, buffer, shape in zip(update.names, buffers, update.shapes, strict=True)
+        ]
+
+
+def _pairs(update: DistributedUpdate) -> Sequence[tuple[str, tuple[int, ...]]]:
+    return list(zip(update.dtypes, update.shapes, strict=True))
+
+
+def _buffer(dtype: str, shape: tuple[int, ...]) -> Tensor:
+    if dtype not in _DTYPES:
+        raise WeightSyncError(f"dtype {dtype!r} is none of {', '.join(_DTYPES)}")
+    return torch.empty(torch.Size(shape).numel(), dtype=_DTYPES[dtype])
+
+
+def _connect(request: WeightsGroup, timeout: datetime.timedelta) -> dist.ProcessGroupGloo:
+    store = dist.TCPStore(
+        request.master_address, request.master_port, request.world_size, is_master=False,
+        timeout=timeout, wait_for_workers=False,
+    )  # fmt: skip
+    options = dist.ProcessGroupGloo._Options()  # pyright: ignore[reportPrivateUsage]
+    # Bind to the interface that leads to the trainer: gloo's default resolves the host's own name,
+    # which may be another one, or none.
+    address = _local_address(request.master_address, request.master_port)
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]  # pyright: ignore
+    options._timeout = timeout  # pyright: ignore[reportPrivateUsage]
+    prefixed = dist.PrefixStore(request.group_name, store)
+    return dist.ProcessGroupGloo(prefixed, request.rank, request.world_size, options)
+
+
+def _local_address(host: str, port: int) -> str:
+    """This machine's address as `host` sees it; no packet is sent."""
+    family, kind, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.connect(target)
+        return str(probe.getsockname()[0])

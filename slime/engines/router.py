@@ -1,0 +1,108 @@
+"""The router in front of the engines: start one (`smg`, the successor of sglang-router) or adopt a running one.
+
+Chosen over sglang-router 0.3.2, which rebuilds the body of /generate and drops unknown top-level fields such as
+`return_routed_experts` and `sampling_seeds`; smg 1.13 keeps them (tests/contracts/test_router_passthrough.py).
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from slime.engines.servers import (
+    HEALTH_POLL_S,
+    ServerProcess,
+    ServerSpec,
+    command_line,
+    free_port,
+)
+from slime.errors import EngineProtocolError, EngineUnavailable
+
+# One miss costs a retry; with these a dead engine is out within seconds and back as soon as it answers again.
+DEFAULT_OPTIONS: dict[str, Any] = {
+    "policy": "round_robin",
+    "log_level": "warn",
+    "prometheus_host": "127.0.0.1",
+    "worker_startup_check_interval": 1,
+    "health_check_interval_secs": 2,
+    "health_failure_threshold": 2,
+    "health_success_threshold": 1,
+    "cb_failure_threshold": 3,
+    "cb_timeout_duration_secs": 2,
+}
+
+
+class Router:
+    """The router's address and, when we started it, its process."""
+
+    def __init__(self, url: str, process: ServerProcess | None = None) -> None:
+        self.url = url
+        self.process = process
+
+    @classmethod
+    def start(
+        cls, *, host: str, log_path: Path, options: dict[str, Any], request_timeout_s: float, timeout_s: float
+    ) -> "Router":
+        """Start a router on a free port of `host`.
+
+        Args:
+            options: `--router-*` options given by the user, without the prefix.
+            request_timeout_s: deadline of one forwarded request.
+            timeout_s: deadline of the start.
+
+        Raises:
+            EngineUnavailable: it did not come up.
+        """
+        port = int(options.get("port") or free_port(host))
+        merged = {
+            **DEFAULT_OPTIONS,
+            "request_timeout_secs": int(request_timeout_s),
+            "prometheus_port": free_port(host),
+            **options,
+            "host": host,
+            "port": port,
+        }
+        spec = ServerSpec(
+            name="router",
+            command=(sys.executable, "-m", "smg", "launch", *command_line(merged)),
+            url=f"http://{host}:{port}",
+            health_path="/liveness",
+            log_path=log_path,
+        )
+        process = ServerProcess(spec)
+        process.wait_healthy(timeout_s)
+        return cls(spec.url, process)
+
+    def add_engines(self, urls: Sequence[str], timeout_s: float) -> None:
+        """Register engines and return once the router calls all of them healthy.
+
+        Raises:
+            EngineUnavailable: an engine was not accepted within `timeout_s`; names it.
+        """
+        deadline = time.monotonic() + timeout_s
+        with httpx.Client(base_url=self.url, timeout=timeout_s, trust_env=False) as http:
+            for url in urls:
+                reply = http.post("/workers", json={"url": url, "worker_type": "regular"})
+                if reply.status_code >= 300:
+                    raise EngineProtocolError(
+                        f"the router {self.url} refused engine {url}: {reply.status_code} {reply.text[:300]}"
+                    )
+            while missing := set(urls) - self._healthy(http):
+                if time.monotonic() > deadline:
+                    raise EngineUnavailable(
+                        f"the router {self.url} did not accept {', '.join(sorted(missing))} within {timeout_s:.0f} s; "
+                        "is each engine reachable from the router's host?"
+                    )
+                time.sleep(HEALTH_POLL_S)
+
+    def stop(self) -> None:
+        """End the router if we started it; an adopted one is left alone."""
+        if self.process is not None:
+            self.process.stop()
+
+    def _healthy(self, http: httpx.Client) -> set[str]:
+        workers = http.get("/workers").json().get("workers", [])
+        return {worker["url"] for worker in workers if worker.get("is_healthy")}

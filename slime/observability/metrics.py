@@ -1,0 +1,187 @@
+"""Every metric slime logs, by name: unit, reduction, meaning; and one line of them for people.
+
+In a name, `{braces}` stand for one varying part, and `/*` for `/mean /median /max /min` of a list.
+Plugins may log other names: those are kept as they come.
+"""
+
+import math
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Reduction = Literal["mean", "sum", "max", "one"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric.
+
+    Attributes:
+        name: as logged, or a pattern (see the module).
+        unit: "s", "tokens", "nats", "fraction", ...; "1" for a pure number.
+        reduction: how samples, micro-batches or ranks become one value; "one": it has one source.
+        meaning: what it tells.
+    """
+
+    name: str
+    unit: str
+    reduction: Reduction
+    meaning: str
+
+    def matches(self, name: str) -> bool:
+        """Whether `name`, as logged, is this metric."""
+        return re.fullmatch(_as_regex(self.name), name) is not None
+
+
+_SPREAD = ("mean", "median", "max", "min")
+
+# What a list of samples is summed up to: under rollout/ and under eval/{dataset}/.
+_SAMPLE_METRICS = [
+    Metric("response_len/*", "tokens", "one", "length of the responses, tool outputs included"),
+    Metric("truncated_ratio", "fraction", "mean", "samples cut by their length limit"),
+    Metric("repetition_frac", "fraction", "mean", "samples that repeat themselves"),
+    Metric("zero_std/count_{reward}", "groups", "sum", "groups that got this reward throughout"),
+    Metric("spec_accept_rate", "fraction", "one", "drafted tokens that were accepted"),
+    Metric("spec_accept_length", "tokens", "one", "tokens written per verification"),
+    Metric("prefix_cache_hit_rate", "fraction", "one", "prompt tokens found in the engines' cache"),
+    Metric("avg_cached_tokens_per_sample", "tokens", "mean", "prompt tokens found in the cache"),
+    Metric("error_cat/{category}", "fraction", "mean", "samples in this category of the reward"),
+]
+
+_ROLLOUT = [
+    Metric("rollout/dynamic_filter/drop_{reason}", "groups", "sum", "groups the filter dropped"),
+    Metric("rollout/raw_reward", "1", "mean", "reward before normalisation"),
+    Metric("rollout/rewards", "1", "mean", "reward after normalisation"),
+    Metric("rollout/response_lengths", "tokens", "mean", "length of the responses trained on"),
+    Metric("rollout/total_lengths", "tokens", "mean", "prompt and response"),
+    Metric("rollout/truncated", "fraction", "mean", "samples cut by their length limit"),
+    Metric("rollout/log_probs", "nats", "mean", "by the trainer before the update, per token"),
+    Metric("rollout/ref_log_probs", "nats", "mean", "by the frozen reference, per token"),
+    Metric("rollout/rollout_log_probs", "nats", "mean", "by the engine, per token"),
+    Metric("rollout/teacher_log_probs", "nats", "mean", "by the teacher, per token"),
+    Metric("rollout/advantages", "1", "mean", "per token"),
+    Metric("rollout/returns", "1", "mean", "per token"),
+    Metric("rollout/values", "1", "mean", "by the critic, per token"),
+    Metric("rollout/kl", "nats", "mean", "estimate of KL(policy, reference), per token"),
+    Metric("rollout/entropy", "nats", "mean", "of the policy before the update, per token"),
+    Metric("passrate/pass@{k}", "fraction", "mean", "groups solved by one of k tries, estimated"),
+]
+
+_EVAL = [
+    Metric("eval/{dataset}-truncated_ratio", "fraction", "mean", "samples cut by their limit"),
+    Metric("eval/{dataset}-pass@{k}", "fraction", "mean", "solved by one of k tries, estimated"),
+    Metric("eval/{dataset}", "1", "mean", "reward"),  # last: its pattern covers the two above
+]
+
+_TRAIN = [
+    Metric("train/loss", "1", "sum", "what the optimizer step minimised"),
+    Metric("train/pg_loss", "1", "sum", "policy-gradient part of the loss"),
+    Metric("train/entropy_loss", "nats", "sum", "entropy of the policy"),
+    Metric("train/pg_clipfrac", "fraction", "sum", "tokens whose ratio was clipped"),
+    Metric("train/ppo_kl", "nats", "sum", "old_log_probs - log_probs: how far the step has gone"),
+    Metric("train/kl_loss", "nats", "sum", "KL to the reference, before its coefficient"),
+    Metric(
+        "train/train_rollout_logprob_abs_diff",
+        "nats",
+        "sum",
+        "|log_probs - rollout_log_probs| per token: trainer against engine",
+    ),
+    Metric("train/ois", "1", "sum", "ratio of the policy to the one that generated"),
+    Metric("train/tis", "1", "sum", "truncated importance weight"),
+    Metric("train/tis_clipfrac", "fraction", "sum", "tokens whose importance weight was cut"),
+    Metric("train/tis_abs", "1", "sum", "|importance weight - 1|"),
+    Metric("train/opsm_clipfrac", "fraction", "sum", "tokens masked as too far off policy"),
+    Metric("train/value_loss", "1", "sum", "loss of the critic"),
+    Metric("train/value_clipfrac", "fraction", "sum", "values held back by the clip"),
+    Metric("train/grad_norm", "1", "one", "before clipping"),
+    Metric("train/lr-pg_{group}", "1", "one", "learning rate of a parameter group"),
+    Metric("train/global_batch_size", "rollouts", "one", "executions in the optimizer step"),
+    Metric("train/step", "steps", "one", "optimizer steps so far"),
+]
+
+_PERF = [
+    Metric("perf/{part}_time", "s", "max", "seconds one part of the round took"),
+    Metric("perf/wait_time_ratio", "fraction", "one", "share of the step the trainer waited"),
+    Metric("perf/actor_train_tok_per_s", "tokens/s", "one", "tokens trained per second"),
+    Metric("perf/tokens_per_gpu_per_sec", "tokens/s", "one", "response tokens per second and slot"),
+    Metric("perf/effective_tokens_per_gpu_per_sec", "tokens/s", "one", "the same, trained ones"),
+    Metric("perf/longest_sample_tokens_per_sec", "tokens/s", "one", "speed of the longest sample"),
+    Metric("perf/longest_effective_sample_tokens_per_sec", "tokens/s", "one", "trained tokens"),
+    Metric("perf/non_generation_time/*", "s", "one", "time of a sample spent on tools"),
+    Metric("perf/request/e2e_latency/*", "s", "one", "of one request to an engine"),
+    Metric("perf/request/queue_time/*", "s", "one", "of one request in an engine's queue"),
+    Metric("perf/{part}_tflops", "TFLOP/s", "one", "useful arithmetic per GPU and second"),
+    Metric("perf/update_weights_wire_bytes", "bytes", "sum", "sent to the engines in one sync"),
+    Metric("perf/update_weights_density", "fraction", "one", "share of the weights sent"),
+]
+
+
+def _under(prefix: str, metrics: Iterable[Metric]) -> list[Metric]:
+    return [Metric(prefix + m.name, m.unit, m.reduction, m.meaning) for m in metrics]
+
+
+METRICS: tuple[Metric, ...] = (
+    *_under("rollout/", _SAMPLE_METRICS),
+    *_ROLLOUT,
+    *_under("eval/{dataset}/", _SAMPLE_METRICS),
+    *_EVAL,
+    *_TRAIN,
+    *_under("critic-", _TRAIN),
+    *_PERF,
+)
+
+
+def find(name: str) -> Metric | None:
+    """The metric that is logged as `name`; None for one slime does not know."""
+    return next((metric for metric in METRICS if metric.matches(name)), None)
+
+
+def spread(name: str, values: Sequence[float]) -> dict[str, float]:
+    """`{name}/mean`, `/median`, `/max` and `/min` of `values`; nothing for none."""
+    if not values:
+        return {}
+    numbers = (statistics.fmean(values), statistics.median(values), max(values), min(values))
+    return {f"{name}/{part}": float(n) for part, n in zip(_SPREAD, numbers, strict=True)}
+
+
+def summary_line(metrics: Mapping[str, float], names: Iterable[str] | None = None) -> str:
+    """One line for people: `raw_reward 0.43  grad_norm 1.2e-05  rollout_time 3.1 s`.
+
+    Args:
+        metrics: as logged.
+        names: which of them, in this order; absent ones are left out. By default all.
+    """
+    chosen = metrics if names is None else [name for name in names if name in metrics]
+    return "  ".join(_for_people(name, metrics[name]) for name in chosen)
+
+
+def _for_people(name: str, value: float) -> str:
+    area, _, short = name.partition("/")
+    label = short if area in ("rollout", "train", "perf") else name
+    known = find(name)
+    unit = f" {known.unit}" if known is not None and known.unit in ("s", "tokens/s") else ""
+    return f"{label} {format_number(value)}{unit}"
+
+
+def format_number(value: float) -> str:
+    """Two to four digits, without an exponent where that stays short: `0.4312`, `3e-05`."""
+    if math.isfinite(value) and value == round(value) and abs(value) < 1e15:
+        return str(int(value))
+    size = abs(value)
+    if 0.001 <= size < 1000:
+        return f"{value:.4g}"
+    return f"{value:.0f}" if 1000 <= size < 1e9 else f"{value:.2g}"
+
+
+def _as_regex(pattern: str) -> str:
+    parts = re.split(r"(\{[^}]*\}|/\*)", pattern)
+    return "".join(
+        f"/(?:{'|'.join(_SPREAD)})"
+        if part == "/*"
+        else "[^/]+"
+        if part[:1] == "{"
+        else re.escape(part)
+        for part in parts
+    )

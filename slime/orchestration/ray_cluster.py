@@ -1,0 +1,71 @@
+"""Ray: join the cluster that is there, or start one on this machine."""
+
+import logging
+import os
+
+import ray
+
+from slime.config.cluster import ClusterConfig
+
+logger = logging.getLogger(__name__)
+
+# A slot on CPU is one process of ours; several share a core on a laptop, so each asks Ray for a part of one.
+CPU_PER_SLOT = 0.25
+LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
+
+
+def connect(cluster: ClusterConfig, num_slots: int) -> None:
+    """Join the Ray cluster named by RAY_ADDRESS or running on this machine; start a local one if there is none.
+
+    Args:
+        cluster: for `--device`.
+        num_slots: training ranks plus engine devices, so that a local Ray has room for them.
+    """
+    environment = worker_environment()
+    runtime_env = {"env_vars": environment}
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(address="auto", runtime_env=runtime_env, log_to_driver=True, logging_level=logging.WARNING)
+        logger.info("joined the Ray cluster at %s", ray.get_runtime_context().gcs_address)
+        return
+    except ConnectionError:
+        pass
+    # Workers inherit this process's environment: cheaper than a runtime_env, which wants an agent first.
+    os.environ.update(environment)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    num_cpus = max(os.cpu_count() or 1, int(num_slots * CPU_PER_SLOT + 1))
+    num_gpus = 0 if cluster.device == "cpu" else None
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+        include_dashboard=False,
+        log_to_driver=True,
+        logging_level=logging.WARNING,
+        object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+        _node_ip_address="127.0.0.1",
+    )
+    logger.info("started a local Ray with %d CPU slots", num_cpus)
+
+
+def worker_environment() -> dict[str, str]:
+    """Environment of every actor: one torch thread (two are many times slower when cores are shared)."""
+    return {
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),
+    }
+
+
+def node_address() -> str:
+    """Address other processes of this run reach this node by: loopback when the cluster is one node."""
+    addresses = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    return "127.0.0.1" if len(addresses) == 1 else ray.util.get_node_ip_address()
+
+
+def resolve_device(cluster: ClusterConfig) -> str:
+    """`cuda` or `cpu`: `--device`, or by whether the cluster has GPUs."""
+    if cluster.device != "auto":
+        return cluster.device
+    return "cuda" if ray.cluster_resources().get("GPU", 0) > 0 else "cpu"

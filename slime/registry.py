@@ -1,0 +1,103 @@
+"""Everything that can be plugged in by name: name -> "module:attribute", imported on demand."""
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from slime.errors import ConfigError
+from slime.plugins import nearest
+
+
+@dataclass(frozen=True)
+class Table:
+    """One kind of thing: what it is called in messages, and where each name leads."""
+
+    title: str
+    entries: dict[str, str]
+
+    def names(self) -> tuple[str, ...]:
+        """The known names, as they are written below."""
+        return tuple(self.entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+
+def lookup(table: Table, name: str) -> Any:
+    """The object called `name`, imported on first use.
+
+    Raises:
+        ConfigError: the table has no such name.
+    """
+    if name not in table:
+        known = ", ".join(table.names())
+        raise ConfigError(
+            f"unknown {table.title} {name!r}{nearest(name, table.names())}; known: {known}"
+        )
+    module_name, _, attribute = table.entries[name].partition(":")
+    return getattr(importlib.import_module(module_name), attribute)
+
+
+ALGORITHMS = Table(
+    "advantage estimator",
+    {
+        "grpo": "slime.training.algorithms.grpo:GRPO",
+        "gspo": "slime.training.algorithms.gspo:GSPO",
+        "cispo": "slime.training.algorithms.cispo:CISPO",
+        "reinforce_plus_plus": (
+            "slime.training.algorithms.reinforce_plus_plus:REINFORCE_PLUS_PLUS"
+        ),
+        "reinforce_plus_plus_baseline": (
+            "slime.training.algorithms.reinforce_plus_plus:REINFORCE_PLUS_PLUS_BASELINE"
+        ),
+    },
+)
+
+# Keyed by model_type in the Hugging Face config.json.
+ARCHITECTURES = Table(
+    "architecture",
+    {
+        "qwen2": "slime.checkpoint.architectures.qwen2:QWEN2",
+        "qwen3": "slime.checkpoint.architectures.qwen3:QWEN3",
+        "llama": "slime.checkpoint.architectures.llama:LLAMA",
+    },
+)
+
+# async (args, sample) -> float or dict; the names are those of --rm-type.
+REWARDS = Table(
+    "reward",
+    {
+        "math": "slime.rollout.rm_hub.math_utils:reward",
+        "deepscaler": "slime.rollout.rm_hub.deepscaler:reward",
+        "dapo": "slime.rollout.rm_hub.math_dapo_utils:reward",
+        "f1": "slime.rollout.rm_hub.f1:reward",
+        "exact_match": "slime.rollout.rm_hub.exact_match:reward",
+        "random": "slime.rollout.rm_hub.random_reward:reward",
+        "remote_rm": "slime.rollout.rm_hub.remote:reward",
+    },
+)
+
+# (config, index, host, port, log_dir) -> the server to start.
+ENGINES = Table(
+    "engine",
+    {"embedded": "slime.engines.embedded.launch:launch"},
+)
+
+TRANSPORTS = Table(
+    "weight transport",
+    {"gloo": "slime.weights.gloo:GlooTransport"},
+)
+
+TRACKERS = Table(
+    "tracker",
+    {
+        "jsonl": "slime.observability.trackers:JsonlTracker",
+        "tensorboard": "slime.observability.trackers:TensorBoardTracker",
+    },
+)
+
+TABLES: tuple[Table, ...] = (ALGORITHMS, ARCHITECTURES, REWARDS, ENGINES, TRANSPORTS, TRACKERS)

@@ -1,0 +1,74 @@
+"""What a rollout function returns, and how one is called."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from slime.data.sample import Sample
+from slime.errors import DataError
+from slime.rollout import loop
+
+# One execution of a prompt: a sample, or the siblings it fanned out into.
+Execution = Sample | list[Sample]
+SampleGroup = Sequence[Execution]
+
+
+@dataclass
+class RolloutFnTrainOutput:
+    """One round for training.
+
+    Attributes:
+        samples: one list per prompt group; in it a Sample, or a list of siblings, per execution.
+        metrics: logged as they are.
+    """
+
+    samples: Sequence[SampleGroup]
+    metrics: dict[str, Any] | None = None
+
+
+@dataclass
+class RolloutFnEvalOutput:
+    """One evaluation.
+
+    Attributes:
+        data: dataset name -> {"rewards": [...], "truncated": [...], "samples": [...]}, one entry
+            per sample in each list.
+        metrics: logged as they are.
+    """
+
+    data: dict[str, dict[str, Any]]
+    metrics: dict[str, Any] | None = None
+
+
+def flatten(group: SampleGroup) -> list[Sample]:
+    """The samples of a group, fan-outs opened, in order."""
+    return [
+        sample
+        for execution in group
+        for sample in (execution if isinstance(execution, list) else [execution])
+    ]
+
+
+def call_rollout_fn(
+    fn: Callable[..., Any], *args: Any, evaluation: bool, **kwargs: Any
+) -> RolloutFnTrainOutput | RolloutFnEvalOutput:
+    """The output of a rollout function; a coroutine is run, a legacy raw list or dict is wrapped.
+
+    Raises:
+        DataError: `fn` returned something else.
+    """
+    output = fn(*args, evaluation=evaluation, **kwargs)
+    if inspect.iscoroutine(output):
+        output = loop.run(output)
+    expected = RolloutFnEvalOutput if evaluation else RolloutFnTrainOutput
+    if isinstance(output, expected):
+        return output
+    if evaluation and isinstance(output, dict):
+        return RolloutFnEvalOutput(data=output)
+    if not evaluation and isinstance(output, list):
+        return RolloutFnTrainOutput(samples=output)
+    raise DataError(
+        f"{fn.__module__}.{fn.__qualname__} returned {type(output).__name__} for "
+        f"evaluation={evaluation}; it must return a {expected.__name__}"
+    )

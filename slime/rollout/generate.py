@@ -1,0 +1,175 @@
+"""One turn of the engine for one sample, or for a whole untouched group in one request."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from slime.data.chat import render, token_ids
+from slime.data.sample import Sample
+from slime.errors import ConfigError, EngineProtocolError
+from slime.rollout.state import GenerateState
+
+Status = Sample.Status
+
+
+async def generate(args: Any, sample: Sample, sampling_params: Mapping[str, Any]) -> Sample:
+    """`sample` with one answer of the engine appended; a partial sample goes on where it stopped.
+
+    Token in, token out: the engine gets ids, and the ids in its answer are appended as they are.
+
+    Args:
+        sampling_params: for `/generate`; `max_new_tokens` bounds the whole response, so what the
+            sample already has is taken off.
+
+    Raises:
+        EngineError: no usable answer within `args.request_timeout_s`.
+    """
+    state = GenerateState(args)
+    set_prompt_ids(state, sample)
+    params = dict(sampling_params)
+    if sample.response_length and "max_new_tokens" in params:
+        params["max_new_tokens"] -= sample.response_length
+        if params["max_new_tokens"] <= 0:
+            sample.status = Status.TRUNCATED
+            return sample
+    payload = _payload(args, sample.tokens, params)
+    answer = await state.client.generate(payload, headers=routing_headers(args, sample))
+    _append_answer(args, state, sample, _answers(state, answer, expected=1)[0], params)
+    return sample
+
+
+def can_share_request(args: Any, group: Sequence[Sample]) -> bool:
+    """Whether `generate_group` can serve `group`.
+
+    True for several samples that ask the same prompt for the first time, on engines that take one
+    seed per answer.
+    """
+    # A fact the rollout manager learns from the engines; absent where somebody else made args.
+    if not vars(args).get("engine_supports_group_seeds") or args.custom_generate_function_path:
+        return False
+    first = group[0]
+    return len(group) > 1 and all(
+        sample.status is Status.PENDING
+        and sample.response_length == 0
+        and sample.index is not None
+        and sample.prompt == first.prompt
+        and sample.tokens == first.tokens
+        and sample.generate_function_path is None
+        and sample.multimodal_inputs is None
+        for sample in group
+    )
+
+
+async def generate_group(
+    args: Any, group: Sequence[Sample], sampling_params: Mapping[str, Any], seeds: Sequence[int]
+) -> None:
+    """Append one answer to each sample of `group`, all asked for in one request with `n` answers.
+
+    The engine prefills the prompt once, and HTTP, JSON and the router are paid once per group.
+
+    Args:
+        seeds: one per sample; sample i gets the tokens it would get alone with seed i.
+
+    Raises:
+        EngineError: no usable answer within `args.request_timeout_s`; samples that got none are
+            still pending.
+    """
+    state = GenerateState(args)
+    for sample in group:
+        set_prompt_ids(state, sample)
+    params = {**sampling_params, "n": len(group)}
+    payload = _payload(args, group[0].tokens, params) | {"sampling_seeds": list(seeds)}
+    reply = await state.client.generate(payload, headers=routing_headers(args, group[0]))
+    answers = _answers(state, reply, expected=len(group))
+    for sample, answer in zip(group, answers, strict=True):
+        _append_answer(args, state, sample, answer, params)
+
+
+def set_prompt_ids(state: GenerateState, sample: Sample) -> None:
+    """Fill `tokens` of a sample that nobody tokenised; those of the data source come with ids."""
+    if sample.multimodal_inputs:
+        raise ConfigError(
+            "the default generate function sends token ids only; give "
+            "--custom-generate-function-path for prompts with images"
+        )
+    if sample.tokens:
+        return
+    text = sample.prompt
+    if not isinstance(text, str):
+        text = render(
+            state.tokenizer,
+            text,
+            where=f"sample {sample.index}",
+            tools=sample.metadata.get("tools"),
+            template_kwargs=sample.apply_chat_template_kwargs,
+        )
+    sample.tokens = token_ids(state.tokenizer, text)
+
+
+def routing_headers(args: Any, sample: Sample) -> dict[str, str]:
+    """The header by which the router keeps the turns of one sample on one engine."""
+    if args.router_argv.get("policy") == "consistent_hashing" and sample.session_id:
+        return {"X-SMG-Routing-Key": sample.session_id}
+    return {}
+
+
+def _payload(args: Any, input_ids: list[int], params: dict[str, Any]) -> dict[str, Any]:
+    payload: dict[str, Any] = {
+        "input_ids": input_ids,
+        "sampling_params": params,
+        "return_logprob": True,
+    }
+    if args.use_rollout_routing_replay:
+        payload["return_routed_experts"] = True
+    return payload
+
+
+def _answers(state: GenerateState, reply: Any, *, expected: int) -> list[dict[str, Any]]:
+    answers = cast(list[dict[str, Any]], reply if isinstance(reply, list) else [reply])
+    if len(answers) != expected:
+        raise EngineProtocolError(
+            f"POST {state.router_url}/generate gave {len(answers)} answers, expected {expected}"
+        )
+    for answer in answers:
+        state.record(answer["meta_info"])
+    return answers
+
+
+def _append_answer(
+    args: Any,
+    state: GenerateState,
+    sample: Sample,
+    answer: Mapping[str, Any],
+    params: Mapping[str, Any],
+) -> None:
+    resumed = sample.status is Status.ABORTED and sample.response_length > 0
+    sample.append_response_tokens(
+        args,
+        tokens=_output_ids(state, answer),
+        meta_info=answer["meta_info"],
+        text=str(answer.get("text", "")),
+    )
+    if resumed:
+        # A character may have been cut in two by the abort: decode the response as one piece.
+        sample.response = state.tokenizer.decode(
+            sample.tokens[-sample.response_length :],
+            skip_special_tokens=bool(params.get("skip_special_tokens")),
+        )
+
+
+def _output_ids(state: GenerateState, answer: Mapping[str, Any]) -> list[int]:
+    """Ids of the answer, read beside their log-probs so that the two cannot part."""
+    meta_info: Mapping[str, Any] = answer["meta_info"]
+    entries: Any = meta_info.get("output_token_logprobs") or []
+    try:
+        ids = [int(entry[1]) for entry in entries]
+    except (TypeError, IndexError, ValueError) as error:
+        raise EngineProtocolError(
+            f"POST {state.router_url}/generate: output_token_logprobs must be a list of "
+            f"[log_prob, id, text], found {entries!r:.120}"
+        ) from error
+    if not ids and meta_info.get("completion_tokens"):
+        raise EngineProtocolError(
+            f"POST {state.router_url}/generate: {meta_info['completion_tokens']} completion_tokens "
+            "without output_token_logprobs; was return_logprob dropped on the way?"
+        )
+    return ids

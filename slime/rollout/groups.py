@@ -1,0 +1,311 @@
+"""From prompt to reward: generate, sample hooks, reward; for one sample and for a group.
+
+Functions of users run inside a fence here: what they raise fails their sample, not the run.
+"""
+
+import inspect
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
+from typing import Any, cast
+from uuid import uuid4
+
+from slime.data.sample import Sample
+from slime.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    EngineError,
+    EngineProtocolError,
+    EngineUnavailable,
+    RewardError,
+    SlimeError,
+)
+from slime.plugins import accepts_keyword, load_function
+from slime.rollout.base_types import Execution, flatten
+from slime.rollout.generate import can_share_request, generate, generate_group, set_prompt_ids
+from slime.rollout.loop import gather
+from slime.rollout.rm_hub import REWARD_ERROR, async_rm, batched_async_rm
+from slime.rollout.seeds import sampling_seed
+from slime.rollout.state import GenerateState
+
+logger = logging.getLogger(__name__)
+
+Status = Sample.Status
+
+# What would fail every sample alike passes the fence and stops the run.
+FATAL = (ConfigError, CheckpointError)
+
+
+async def generate_and_rm(
+    args: Any,
+    sample: Sample,
+    sampling_params: Mapping[str, Any],
+    evaluation: bool = False,
+    *,
+    stream: int | str | None = None,
+) -> Execution:
+    """`sample` answered and, unless --group-rm, rewarded; a list of siblings if it fanned out.
+
+    A sample that is already answered (it waited in the buffer) is not generated again. After an
+    abort nothing new is sent: the sample comes back ABORTED, with what it has.
+
+    Args:
+        stream: of the random numbers, see `sampling_seed`; by default the number of the round.
+    """
+    state = GenerateState(args)
+    if sample.status not in (Status.PENDING, Status.ABORTED):
+        return sample
+    async with state.slots(1):
+        if state.aborted:
+            sample.status = Status.ABORTED
+            return sample
+        params = dict(sampling_params)
+        if sample.index is not None:
+            params["sampling_seed"] = _seed(args, state, sample, stream)
+        execution = await _generate_fenced(args, sample, params, evaluation)
+    await gather(_finish(args, part, evaluation) for part in flatten([execution]))
+    return execution
+
+
+async def generate_and_rm_group(
+    args: Any,
+    group: Sequence[Sample],
+    sampling_params: Mapping[str, Any],
+    evaluation: bool = False,
+    *,
+    stream: int | str | None = None,
+) -> list[Execution]:
+    """All executions of one group, in order, rewarded unless one of them was aborted.
+
+    Args: as `generate_and_rm`.
+    """
+    for sample in group:
+        sample.session_id = sample.session_id or uuid4().hex
+        _mask_older_tokens(args, sample)
+    if can_share_request(args, group):
+        await _generate_together(args, group, sampling_params, stream)
+        await gather(_finish(args, sample, evaluation) for sample in group)
+        executions: list[Execution] = list(group)
+    else:
+        executions = await gather(
+            generate_and_rm(args, sample, sampling_params, evaluation, stream=stream)
+            for sample in group
+        )
+    if args.group_rm:
+        await _reward_together(args, flatten(executions))
+    return executions
+
+
+def is_unfinished(group: Sequence[Execution]) -> bool:
+    """Whether an abort, ours or the engine's, cut a sample of the group short."""
+    return any(sample.status in (Status.PENDING, Status.ABORTED) for sample in flatten(group))
+
+
+def snapshot(sample: Sample) -> Sample:
+    """A copy to go back to: it shares nothing with `sample` that generating changes."""
+    twin = copy(sample)
+    for name, value in vars(sample).items():
+        if isinstance(value, list | dict):
+            setattr(twin, name, copy(cast(Any, value)))
+    twin.spec_info = replace(sample.spec_info)
+    twin.prefix_cache_info = replace(sample.prefix_cache_info)
+    return twin
+
+
+def mark_failed(args: Any, sample: Sample, category: str, error: Exception) -> None:
+    """Make `sample` FAILED: none of its tokens train, its group's reward statistics leave it out.
+
+    `metadata` tells why: `error_cat` and `error`. The first failure of each category in a round is
+    logged with its traceback; there may be thousands.
+    """
+    state = GenerateState(args)
+    if category not in state.failures:
+        state.failures[category] = error
+        logger.warning(
+            "sample %s failed (%s); more failures of this kind in this round are only counted",
+            sample.index,
+            category,
+            exc_info=error,
+        )
+    if not sample.multimodal_inputs:
+        set_prompt_ids(state, sample)  # the trainer cannot pack a sample without any token
+    sample.status = Status.FAILED
+    sample.reward = None
+    sample.remove_sample = True
+    sample.loss_mask = [0] * sample.response_length
+    sample.metadata = {
+        **sample.metadata,
+        "error_cat": category,
+        "error": f"{type(error).__name__}: {error}",
+    }
+
+
+def _mask_older_tokens(args: Any, sample: Sample) -> None:
+    """--mask-offpolicy-in-partial-rollout: do not train on what an earlier round wrote."""
+    if not (args.partial_rollout and args.mask_offpolicy_in_partial_rollout):
+        return
+    if sample.metadata.get("start_rollout_id") not in (None, GenerateState(args).rollout_id):
+        sample.loss_mask = [0] * sample.response_length
+
+
+def raise_if_all_failed(
+    state: GenerateState, groups: Iterable[Sequence[Execution]], where: str
+) -> None:
+    """Nothing, if a sample of `groups` did not fail.
+
+    Args:
+        where: names the round in the message.
+
+    Raises:
+        EngineError, SlimeError: every sample failed; carries the first cause.
+    """
+    num_samples = 0
+    for sample in (sample for group in groups for sample in flatten(group)):
+        if sample.status is not Status.FAILED:
+            return
+        num_samples += 1
+    cause = next(iter(state.failures.values()), None)
+    kind = EngineError if isinstance(cause, EngineError) else SlimeError
+    reason = repr(cause) if cause else "the generate function set Status.FAILED"
+    raise kind(f"{where}: all {num_samples} samples failed; the first cause: {reason}") from cause
+
+
+async def _generate_fenced(
+    args: Any, sample: Sample, params: dict[str, Any], evaluation: bool
+) -> Execution:
+    path = sample.generate_function_path or args.custom_generate_function_path
+    before = snapshot(sample)
+    try:
+        if path is None:
+            return await generate(args, sample, params)
+        return await _custom_generate(args, path, sample, params, evaluation)
+    except FATAL:
+        raise
+    except Exception as error:  # noqa: BLE001 - the fence: mark_failed logs it
+        # Whatever the function had half done to the sample would not pass `validate`.
+        vars(sample).clear()
+        vars(sample).update(vars(before))
+        mark_failed(args, sample, _category(error, "generate"), error)
+        return sample
+
+
+async def _custom_generate(
+    args: Any, path: str, sample: Sample, params: dict[str, Any], evaluation: bool
+) -> Execution:
+    """What the user's function returns, checked.
+
+    Raises:
+        DataError: no Sample or list of them, siblings without a common `rollout_id`, or lists in a
+            sample that do not fit its tokens.
+    """
+    function = load_function(path)
+    keywords = {"evaluation": evaluation} if accepts_keyword(function, "evaluation") else {}
+    result: Any = await function(args, sample, params, **keywords)
+    parts: list[Any] = cast(list[Any], result) if isinstance(result, list) else [result]
+    if not parts or not all(isinstance(part, Sample) for part in parts):
+        raise DataError(
+            f"{path} returned {result!r:.80}; it must return a Sample or a list of them"
+        )
+    for part in parts:
+        part.validate()
+        if part.status is Status.PENDING:  # a function need not set it
+            part.status = Status.COMPLETED
+        if part.status is Status.FAILED and part.reward is None:
+            part.remove_sample = True
+    ids = {part.rollout_id for part in parts}
+    if len(parts) > 1 and (len(ids) > 1 or None in ids):
+        raise DataError(
+            f"{path} returned {len(parts)} samples with rollout_id {sorted(map(str, ids))}; those "
+            "of one execution share a number, for instance the index of the sample they came from"
+        )
+    return cast(Execution, result)
+
+
+async def _generate_together(
+    args: Any, group: Sequence[Sample], params: Mapping[str, Any], stream: int | str | None
+) -> None:
+    state = GenerateState(args)
+    seeds = [_seed(args, state, sample, stream) for sample in group]
+    async with state.slots(len(group)):
+        if state.aborted:
+            for sample in group:
+                sample.status = Status.ABORTED
+            return
+        try:
+            await generate_group(args, group, params, seeds)
+        except EngineError as error:
+            for sample in group:
+                if sample.status is Status.PENDING:
+                    mark_failed(args, sample, _category(error, "engine"), error)
+
+
+async def _finish(args: Any, sample: Sample, evaluation: bool) -> None:
+    """Hooks, then the reward, for a sample that has just been answered."""
+    if not _is_answered(sample):
+        return
+    try:
+        await _run_hooks(args, sample, evaluation)
+    except FATAL:
+        raise
+    except Exception as error:  # noqa: BLE001 - the fence: mark_failed logs it
+        mark_failed(args, sample, "hook", error)
+        return
+    if _is_answered(sample) and sample.reward is None and not args.group_rm:
+        sample.reward = await async_rm(args, sample)
+        _check_rewarded(args, sample)
+
+
+def _check_rewarded(args: Any, sample: Sample) -> None:
+    """`async_rm` has its own fence and marks a sample it could not judge; complete the mark."""
+    if sample.status is Status.FAILED:
+        reason = sample.metadata.get(REWARD_ERROR, "marked by the reward function")
+        mark_failed(args, sample, "reward", RewardError(f"sample {sample.index}: {reason}"))
+
+
+async def _run_hooks(args: Any, sample: Sample, evaluation: bool) -> None:
+    """Call each --rollout-sample-hook-path; a sample that a hook returns replaces the contents."""
+    rollout_id = GenerateState(args).rollout_id
+    for path in args.rollout_sample_hook_path:
+        result = load_function(path)(args, sample, rollout_id=rollout_id, evaluation=evaluation)
+        if inspect.isawaitable(result):
+            result = await result
+        if result is None or result is sample:
+            continue
+        if not isinstance(result, Sample):
+            raise DataError(f"{path} returned {result!r:.80}; a hook returns a Sample or None")
+        # In place: the group already holds this object.
+        vars(sample).update(vars(result))
+
+
+async def _reward_together(args: Any, samples: list[Sample]) -> None:
+    """Rewards by one call for the whole group; failed samples stand apart, aborted groups wait."""
+    waiting = [sample for sample in samples if _is_answered(sample) and sample.reward is None]
+    if not waiting or is_unfinished(samples):
+        return
+    rewards = await batched_async_rm(args, waiting)
+    for sample, reward in zip(waiting, rewards, strict=True):
+        sample.reward = reward
+        _check_rewarded(args, sample)
+
+
+def _is_answered(sample: Sample) -> bool:
+    return sample.status not in (Status.PENDING, Status.ABORTED, Status.FAILED)
+
+
+def _seed(args: Any, state: GenerateState, sample: Sample, stream: int | str | None) -> int:
+    assert sample.index is not None
+    source = stream if stream is not None else state.rollout_id
+    return sampling_seed(
+        args.rollout_seed, "" if source is None else source, sample.index, sample.response_length
+    )
+
+
+def _category(error: Exception, default: str) -> str:
+    """Name under which `rollout/error_cat/` counts the error."""
+    if isinstance(error, EngineUnavailable):
+        return "engine_unavailable"
+    if isinstance(error, EngineProtocolError):
+        return "engine_protocol"
+    return "engine" if isinstance(error, EngineError) else default

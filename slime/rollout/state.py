@@ -1,0 +1,126 @@
+"""GenerateState: what the tasks of one configuration share while they generate."""
+
+import asyncio
+import threading
+import weakref
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import cached_property
+from typing import Any, ClassVar, Self
+
+from slime.data.chat import Tokenizer, load_tokenizer
+from slime.engines.client import EngineClient
+from slime.observability.metrics import spread
+
+REQUEST_TIMES = ("e2e_latency", "queue_time")
+
+
+class GenerateState:
+    """Router client, concurrency limit and sampling parameters of one `args` object.
+
+    `GenerateState(args)` gives the same state for the same `args`, so a custom generate function
+    can ask for it at each call; another `args` (another model, another evaluation) has its own.
+
+    Attributes:
+        client: of the router.
+        router_url: `http://host:port`.
+        sampling_params: of a rollout, as `/generate` takes them; copy before changing.
+        semaphore: samples in flight, `sglang_server_concurrency` per engine.
+        pending: tasks of the running round, one per group.
+        aborted: the round is full; send no more requests.
+        rollout_id: number of the running round.
+        failures: first error of each category in this round.
+    """
+
+    _states: ClassVar[dict[int, "GenerateState"]] = {}
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+
+    def __new__(cls, args: Any) -> Self:
+        """The state of `args`, made on first use and dropped with `args`."""
+        with cls._lock:
+            state = cls._states.get(id(args))
+            if state is None:
+                state = super().__new__(cls)
+                state._set_up(args)
+                cls._states[id(args)] = state
+                # Keyed by identity, not stored on args: a copy of args is another configuration.
+                weakref.finalize(args, cls._states.pop, id(args), None).atexit = False
+            return state  # pyright: ignore[reportReturnType]
+
+    def _set_up(self, args: Any) -> None:
+        host = args.sglang_router_ip
+        host = f"[{host}]" if ":" in host and not host.startswith("[") else host
+        self.router_url = f"http://{host}:{args.sglang_router_port}"
+        self.capacity = max(1, args.sglang_server_concurrency * max(1, args.num_engines))
+        self.client = EngineClient(
+            self.router_url, timeout_s=args.request_timeout_s, max_connections=self.capacity + 16
+        )
+        self.sampling_params = sampling_params(args)
+        self.semaphore = asyncio.Semaphore(self.capacity)
+        self.pending: set[asyncio.Task[Any]] = set()
+        self.aborted = False
+        self.rollout_id: int | None = None
+        self.failures: dict[str, Exception] = {}
+        self.eval_prompts: dict[str, Any] = {}
+        self.request_times: dict[str, list[float]] = {name: [] for name in REQUEST_TIMES}
+        self._many = asyncio.Lock()
+        self._hf_checkpoint: str | None = args.hf_checkpoint
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of --hf-checkpoint, loaded when first asked for."""
+        return load_tokenizer(self._hf_checkpoint)
+
+    def start_round(self, rollout_id: int | None) -> None:
+        """Forget the abort, the failures and the times of the round before."""
+        self.rollout_id = rollout_id
+        self.aborted = False
+        self.failures.clear()
+        self.pending.clear()
+        self.request_times = {name: [] for name in REQUEST_TIMES}
+
+    @asynccontextmanager
+    async def slots(self, num_samples: int) -> AsyncIterator[None]:
+        """Hold `num_samples` places of the semaphore (at most all of them) for one request."""
+        taken, wanted = 0, min(num_samples, self.capacity)
+        try:
+            # One collector at a time: two half-served ones would wait for each other forever.
+            async with self._many:
+                for _ in range(wanted):
+                    await self.semaphore.acquire()
+                    taken += 1
+            yield
+        finally:
+            for _ in range(taken):
+                self.semaphore.release()
+
+    def record(self, meta_info: dict[str, Any]) -> None:
+        """Keep the times an engine measured for one request."""
+        for name in REQUEST_TIMES:
+            if isinstance(value := meta_info.get(name), int | float):
+                self.request_times[name].append(float(value))
+
+    def request_metrics(self) -> dict[str, float]:
+        """`perf/request/{e2e_latency,queue_time}/{mean,median,max,min}` of this round, seconds."""
+        return {
+            key: value
+            for name, seconds in self.request_times.items()
+            for key, value in spread(f"perf/request/{name}", seconds).items()
+        }
+
+
+def sampling_params(args: Any) -> dict[str, Any]:
+    """Sampling parameters of a rollout as `/generate` names them; unset ones are left out."""
+    params = {
+        "temperature": args.rollout_temperature,
+        "top_p": args.rollout_top_p,
+        "top_k": args.rollout_top_k,
+        "max_new_tokens": args.rollout_max_response_len,
+        "stop": args.rollout_stop,
+        "stop_token_ids": args.rollout_stop_token_ids,
+        "skip_special_tokens": args.rollout_skip_special_tokens,
+        # Text and tokens must say the same: the stop string stays, no spaces are invented.
+        "no_stop_trim": True,
+        "spaces_between_special_tokens": False,
+    }
+    return {name: value for name, value in params.items() if value is not None}

@@ -1,0 +1,150 @@
+"""The round's data of one rank as plugins know it; loss columns and means made of it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slime.data.batch import RolloutBatch
+from slime.errors import DataError
+from slime.training.batching import FILLER_INDEX
+from slime.training.interface import Metrics
+from slime.training.masked import SumOverDp, masked_sum
+
+# Name -> one entry per sample of this rank; what has a value per token is a list of [R] tensors.
+RolloutData = dict[str, Any]
+
+# Column of the loss -> column of the rollout data.
+_LOSS_COLUMNS = {
+    "loss_mask": "loss_masks",
+    "advantages": "advantages",
+    "old_log_probs": "log_probs",
+    "ref_log_probs": "ref_log_probs",
+    "rollout_log_probs": "rollout_log_probs",
+}
+_TOKEN_METRICS = (
+    "log_probs",
+    "ref_log_probs",
+    "rollout_log_probs",
+    "teacher_log_probs",
+    "advantages",
+    "returns",
+    "values",
+    "kl",
+)
+_SAMPLE_METRICS = ("rewards", "raw_reward", "response_lengths", "total_lengths", "truncated")
+
+
+def make_rollout_data(batch: RolloutBatch) -> RolloutData:
+    """The columns of a batch under their documented names; ragged ones are views, not copies."""
+    data: RolloutData = {
+        **batch.extras,
+        "tokens": batch.tokens.rows(),
+        "response_lengths": list(batch.response_lengths),
+        "total_lengths": list(batch.tokens.lengths),
+        "loss_masks": batch.loss_masks.rows(),
+        "rewards": list(batch.rewards),
+        "raw_reward": list(batch.raw_rewards),
+        "truncated": [int(value) for value in batch.truncated],
+        "sample_indices": list(batch.sample_indices),
+        "rollout_ids": list(batch.rollout_ids),
+        "rollout_mask_sums": list(batch.rollout_mask_sums),
+    }
+    if batch.rollout_log_probs is not None:
+        data["rollout_log_probs"] = batch.rollout_log_probs.rows()
+    if batch.teacher_log_probs is not None:
+        data["teacher_log_probs"] = batch.teacher_log_probs.rows()
+    return data
+
+
+def check_rows(data: RolloutData, flag: str, *, required: Sequence[str] = ()) -> None:
+    """Check what the user function behind `flag` left in the columns the loss reads.
+
+    Raises:
+        DataError: a column is missing, or one of its rows does not fit the response.
+    """
+    lengths = data["response_lengths"]
+    for name in (*_LOSS_COLUMNS.values(), "returns"):
+        rows = data.get(name)
+        if rows is None and name in required:
+            raise DataError(f"{flag}: the function must fill rollout_data[{name!r}]")
+        if rows is None:
+            continue
+        found = [row.numel() if isinstance(row, Tensor) else None for row in rows]
+        if found != lengths:
+            raise DataError(
+                f"{flag}: rollout_data[{name!r}] must hold one tensor [R] per sample, with R = "
+                f"{lengths[:4]}...; found {found[:4]}..."
+            )
+
+
+def loss_columns(
+    batch: RolloutBatch, data: RolloutData, *, per_token: bool
+) -> dict[str, list[Tensor]]:
+    """The columns a loss reads, [R] fp32 per sample; `weight` follows the masks as they are now."""
+    columns: dict[str, list[Tensor]] = {
+        name: [row.detach().float() for row in data[source]]
+        for name, source in _LOSS_COLUMNS.items()
+        if source in data
+    }
+    columns["weight"] = token_weights(batch, columns["loss_mask"], per_token=per_token)
+    return columns
+
+
+def token_weights(batch: RolloutBatch, masks: Sequence[Tensor], *, per_token: bool) -> list[Tensor]:
+    """[R] per sample: what a token's value counts in the sum that is its optimizer step's mean.
+
+    Args:
+        masks: [R] fp32 per sample; they may be narrower than `batch.loss_masks`, whose totals stay
+            the denominator.
+        per_token: mean over all trainable tokens of the step. Otherwise the mean over executions of
+            the mean over their tokens; an execution without any counts, and adds 0.
+    """
+    weights = [torch.zeros_like(mask) for mask in masks]
+    for plan in batch.steps:
+        for position in (p for micro_batch in plan.micro_batches for p in micro_batch):
+            if per_token:
+                denominator = max(plan.num_tokens, 1.0)
+            else:
+                mask_sum = max(batch.rollout_mask_sums[position], 1.0)
+                denominator = mask_sum * max(plan.num_rollouts, 1)
+            weights[position] = masks[position] / denominator
+    return weights
+
+
+def mean_metrics(batch: RolloutBatch, data: RolloutData, sum_over_dp: SumOverDp) -> Metrics:
+    """Means over the round on all ranks: tokens within an execution, then executions; else samples.
+
+    One collective. Its shape depends only on which columns exist, so all ranks agree on it, also
+    one whose samples lack an optional number.
+    """
+    names: list[str] = []
+    pairs: list[tuple[float, float]] = []
+    executions = float(sum(plan.num_rollouts for plan in batch.steps))
+    for name in _TOKEN_METRICS:
+        if name in data:
+            names.append(name)
+            # Every rank knows the number of executions: it must not be added up.
+            pairs.append((_per_execution_sum(data[name], data["loss_masks"], batch), 0.0))
+    num_token_metrics = len(names)
+    is_real = [index != FILLER_INDEX for index in batch.sample_indices]
+    for name in (*_SAMPLE_METRICS, *batch.extras):
+        values = [v for v, real in zip(data[name], is_real, strict=True) if real]
+        numbers = [float(v) for v in values if isinstance(v, int | float)]
+        names.append(name)
+        pairs.append((sum(numbers), float(len(numbers))))
+    totals: list[list[float]] = sum_over_dp(torch.tensor(pairs, dtype=torch.float64)).tolist()
+    counts = [executions] * num_token_metrics + [count for _, count in totals[num_token_metrics:]]
+    return {
+        name: total / count
+        for name, (total, _), count in zip(names, totals, counts, strict=True)
+        if count
+    }
+
+
+def _per_execution_sum(
+    rows: Sequence[Tensor], masks: Sequence[Tensor], batch: RolloutBatch
+) -> float:
+    triples = zip(rows, masks, batch.rollout_mask_sums, strict=True)
+    return sum(float(masked_sum(row, mask)) / max(total, 1.0) for row, mask, total in triples)

@@ -1,0 +1,136 @@
+"""The training data of one round as columns: a dict of lists, one entry per sample.
+
+`--custom-convert-samples-to-train-data-path` returns such a dict, and `samples_to_train_data`
+builds the default one, so both take the same road afterwards.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from slime.data.sample import Sample
+from slime.errors import DataError
+from slime.training.rewards import execution_keys
+
+TrainData = dict[str, list[Any]]
+
+REQUIRED = ("tokens", "response_lengths", "rewards")
+RAGGED = ("loss_masks", "rollout_log_probs", "teacher_log_probs")
+# Columns a RolloutBatch has a field for; every other column travels in its `extras`.
+KNOWN = (
+    *REQUIRED,
+    *RAGGED,
+    "raw_reward",
+    "truncated",
+    "sample_indices",
+    "rollout_ids",
+    "rollout_mask_sums",
+)
+
+
+def samples_to_train_data(
+    samples: Sequence[Sample], rewards: Sequence[float], raw_rewards: Sequence[float]
+) -> TrainData:
+    """Samples as columns.
+
+    An optional column is there if *any* sample has a value; the others get None.
+
+    Raises:
+        DataError: lists of one sample do not fit together.
+    """
+    for sample in samples:
+        sample.validate()
+    data: TrainData = {
+        "tokens": [sample.tokens for sample in samples],
+        "response_lengths": [sample.response_length for sample in samples],
+        "rewards": list(rewards),
+        "raw_reward": list(raw_rewards),
+        "truncated": [int(s.status == Sample.Status.TRUNCATED) for s in samples],
+        "sample_indices": [
+            i if sample.index is None else sample.index for i, sample in enumerate(samples)
+        ],
+        "rollout_ids": list(execution_keys(samples)),
+        "loss_masks": [_loss_mask(sample) for sample in samples],
+    }
+    optional: TrainData = {
+        "rollout_log_probs": [sample.rollout_log_probs for sample in samples],
+        "teacher_log_probs": [sample.teacher_log_probs for sample in samples],
+        "rollout_routed_experts": [sample.rollout_routed_experts for sample in samples],
+        "multimodal_train_inputs": [sample.multimodal_train_inputs for sample in samples],
+        "metadata": [sample.train_metadata for sample in samples],
+        "round_number": [sample.metadata.get("round_number") for sample in samples],
+        "source_names": [sample.metadata.get("source_name") for sample in samples],
+    }
+    return data | {name: c for name, c in optional.items() if any(v is not None for v in c)}
+
+
+def complete_train_data(data: Mapping[str, Sequence[Any]]) -> TrainData:
+    """The columns checked, and those that can be derived added.
+
+    Derived when absent: `loss_masks` (all ones), `raw_reward` (= `rewards`), `truncated` (0),
+    `sample_indices`, `rollout_ids` (each sample its own execution), `rollout_mask_sums`. Log-probs
+    a sample lacks become 0.0 where none of its tokens train.
+
+    Raises:
+        DataError: a required column is missing, a length is wrong, or log-probs are missing that
+            train.
+    """
+    if missing := [name for name in REQUIRED if name not in data]:
+        raise DataError(f"train data lacks {missing}; it has {sorted(data)}")
+    count = len(data["tokens"])
+    for name, column in data.items():
+        if len(column) != count:
+            raise DataError(f"train data: {name} has {len(column)} entries for {count} samples")
+    full: TrainData = {name: list(column) for name, column in data.items()}
+    full.setdefault("loss_masks", [[1] * length for length in full["response_lengths"]])
+    full.setdefault("raw_reward", list(full["rewards"]))
+    full.setdefault("truncated", [0] * count)
+    full.setdefault("sample_indices", list(range(count)))
+    full.setdefault("rollout_ids", list(range(count)))
+    mask_sums = [float(sum(mask)) for mask in full["loss_masks"]]
+    for position, mask_sum in enumerate(mask_sums):
+        _check_row(full, position, trains=mask_sum != 0.0)
+    full.setdefault("rollout_mask_sums", _execution_mask_sums(full["rollout_ids"], mask_sums))
+    return full
+
+
+def _loss_mask(sample: Sample) -> list[int]:
+    if sample.remove_sample:
+        return [0] * sample.response_length
+    return [1] * sample.response_length if sample.loss_mask is None else sample.loss_mask
+
+
+def _check_row(data: TrainData, position: int, *, trains: bool) -> None:
+    """Check one sample's rewards and lengths; fill the log-probs it lacks."""
+    index = data["sample_indices"][position]
+    for name in ("rewards", "raw_reward"):
+        if not isinstance(data[name][position], int | float):
+            raise DataError(
+                f"sample {index}: {name} is {data[name][position]!r}, expected a number"
+            )
+    length, total = data["response_lengths"][position], len(data["tokens"][position])
+    if not 0 <= length < total:
+        raise DataError(
+            f"sample {index}: response_length {length} of {total} tokens; at least one prompt "
+            "token must stand before the response"
+        )
+    for name in RAGGED:
+        if name not in data:
+            continue
+        row = data[name][position]
+        if row is None and not trains:
+            data[name][position] = [0.0] * length
+        elif row is None:
+            raise DataError(
+                f"sample {index} trains but has no {name}, while other samples have; give them for "
+                "all samples, or set remove_sample on those without"
+            )
+        elif len(row) != length:
+            raise DataError(f"sample {index}: {len(row)} {name} for {length} response tokens")
+
+
+def _execution_mask_sums(executions: list[Any], mask_sums: list[float]) -> list[float]:
+    """Trainable tokens of the whole execution each sample belongs to."""
+    sums: dict[Any, float] = {}
+    for execution, mask_sum in zip(executions, mask_sums, strict=True):
+        sums[execution] = sums.get(execution, 0.0) + mask_sum
+    return [sums[execution] for execution in executions]

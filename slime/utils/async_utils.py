@@ -1,0 +1,5 @@
+"""Door to `slime.rollout.loop`."""
+
+from slime.rollout.loop import run
+
+__all__ = ["run"]

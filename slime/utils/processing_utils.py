@@ -1,0 +1,5 @@
+"""Door to `slime.data.chat`."""
+
+from slime.data.chat import load_tokenizer
+
+__all__ = ["load_tokenizer"]

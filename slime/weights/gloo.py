@@ -1,0 +1,126 @@
+"""Weights to CPU engines over a gloo group: the trainer is rank 0, engine i is rank i + 1."""
+
+import datetime
+import socket
+from collections.abc import Sequence
+from concurrent.futures import Future, wait
+
+import torch.distributed as dist
+
+from slime.engines.control import Answer, EngineControl, collect
+from slime.errors import EngineError, WeightSyncError
+from slime.weights.transport import Bucket
+
+
+class GlooTransport:
+    """Broadcast over torch's own gloo process group, apart from the trainer's default group.
+
+    Args:
+        control: the engines.
+        host: address of this process that the engines can reach.
+        timeout_s: deadline of joining and of each broadcast, seconds.
+        group_name: names the group on both sides.
+    """
+
+    def __init__(
+        self, control: EngineControl, *, host: str, timeout_s: float, group_name: str = "slime-weights"
+    ) -> None:
+        self._control = control
+        self._host = host
+        self._timeout = datetime.timedelta(seconds=timeout_s)
+        self._group_name = group_name
+        self._group: dist.ProcessGroupGloo | None = None
+        self._version = ""
+
+    def open(self) -> None:
+        """Connect to the engines.
+
+        Raises:
+            WeightSyncError: an engine refused or did not join within the deadline.
+        """
+        port = _free_port(self._host)
+        world_size = len(self._control.urls) + 1
+        joins = self._control.start_post_all(
+            "/init_weights_update_group",
+            lambda engine: {
+                "master_address": self._host,
+                "master_port": port,
+                "rank_offset": engine + 1,
+                "world_size": world_size,
+                "group_name": self._group_name,
+                "backend": "gloo",
+            },
+        )
+        try:
+            self._group = make_gloo_group(self._host, port, 0, world_size, self._group_name, self._timeout)
+        except RuntimeError as error:
+            _raise_engine_error(joins, f"the weight group of {world_size} members did not form: {error}")
+        _raise_engine_error(joins)
+
+    def send(self, bucket: Bucket) -> Sequence[dict[str, int]]:
+        """Load the bucket into every engine; per engine the checksum of each loaded parameter by name."""
+        if self._group is None:
+            raise WeightSyncError("the weight group is not open; call open() first")
+        payload = {
+            "names": list(bucket.names),
+            "dtypes": [str(tensor.dtype).removeprefix("torch.") for tensor in bucket.tensors],
+            "shapes": [list(tensor.shape) for tensor in bucket.tensors],
+            "group_name": self._group_name,
+            "flush_cache": True,
+        }
+        loads = self._control.start_post_all("/update_weights_from_distributed", payload)
+        options = dist.BroadcastOptions()
+        options.rootRank, options.rootTensor = 0, 0
+        try:
+            for tensor in bucket.tensors:
+                flat = tensor.detach().to("cpu").contiguous().view(-1)
+                self._group.broadcast([flat], options).wait(self._timeout)
+        except RuntimeError as error:
+            _raise_engine_error(loads, f"broadcast of {bucket.names[0]} … {bucket.names[-1]} failed: {error}")
+        _raise_engine_error(loads)
+        return [load.result()["checksums"] for load in loads]
+
+    def commit(self, version: str) -> None:
+        """Stamp the version on every engine."""
+        self._control.post_all("/update_weight_version", {"new_version": version, "abort_all_requests": False})
+
+    def close(self) -> None:
+        """Leave the group; engines that are gone already are no error."""
+        if self._group is not None:
+            wait(self._control.start_post_all("/destroy_weights_update_group", {"group_name": self._group_name}))
+            self._group = None
+
+
+def make_gloo_group(
+    host: str, port: int, rank: int, world_size: int, group_name: str, timeout: datetime.timedelta
+) -> dist.ProcessGroupGloo:
+    """A gloo group of its own, independent of torch's default group; rank 0 holds the store.
+
+    Raises:
+        RuntimeError: a member is missing after `timeout`.
+    """
+    store = dist.TCPStore(host, port, world_size, is_master=rank == 0, timeout=timeout, wait_for_workers=False)
+    options = dist.ProcessGroupGloo._Options()  # pyright: ignore[reportPrivateUsage]
+    # Bind to the address the peers use: gloo's default resolves the host's name, which may be another interface.
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]  # pyright: ignore
+    options._timeout = timeout  # pyright: ignore[reportPrivateUsage]
+    return dist.ProcessGroupGloo(dist.PrefixStore(group_name, store), rank, world_size, options)
+
+
+def _raise_engine_error(calls: Sequence["Future[Answer]"], otherwise: str | None = None) -> None:
+    """Raise what the engines said, which tells more than the broken collective does."""
+    try:
+        collect(calls)
+    except EngineError as error:
+        raise WeightSyncError(f"weight sync failed: {error}") from error
+    if otherwise is not None:
+        raise WeightSyncError(f"weight sync failed: {otherwise}; see the engines' logs in the run folder")
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+

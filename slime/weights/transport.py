@@ -1,0 +1,42 @@
+"""Transport: how buckets of weights reach the engines. Declared here, where `sync.py` uses it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Some named tensors that travel together.
+
+    Attributes:
+        names: Hugging Face names.
+        tensors: whole tensors, in the order of `names`.
+        num_bytes: their size.
+    """
+
+    names: tuple[str, ...]
+    tensors: tuple[Tensor, ...]
+    num_bytes: int
+
+
+class WeightTransport(Protocol):
+    """Moves buckets from the sending trainer rank into every engine."""
+
+    def open(self) -> None:
+        """Connect to the engines; raises WeightSyncError when one does not join in time."""
+        ...
+
+    def send(self, bucket: Bucket) -> Sequence[dict[str, int]]:
+        """Load the bucket into every engine; per engine the checksum of each loaded parameter by name."""
+        ...
+
+    def commit(self, version: str) -> None:
+        """Tell every engine that all buckets of this weight version have arrived."""
+        ...
+
+    def close(self) -> None:
+        """Leave the engines."""
+        ...

@@ -1,0 +1,45 @@
+import sys
+
+import pytest
+
+from slime.engines.servers import ServerProcess, ServerSpec, command_line, free_port
+from slime.errors import EngineUnavailable
+
+
+def spec(tmp_path, code: str, port: int = 0) -> ServerSpec:
+    return ServerSpec(
+        name="engine-7",
+        command=(sys.executable, "-c", code),
+        url=f"http://127.0.0.1:{port}",
+        health_path="/",
+        log_path=tmp_path / "logs" / "engine-7.log",
+    )
+
+
+def test_a_server_that_dies_while_starting_is_named_with_the_end_of_its_log(tmp_path):
+    server = ServerProcess(spec(tmp_path, "import sys; sys.exit('no such model')"))
+    with pytest.raises(EngineUnavailable, match=r"engine-7 ended with exit code 1(.|\n)*no such model"):
+        server.wait_healthy(20.0)
+
+
+def test_a_server_that_never_answers_meets_its_deadline(tmp_path):
+    server = ServerProcess(spec(tmp_path, "import time; time.sleep(60)", free_port()))
+    with pytest.raises(EngineUnavailable, match="was not ready after 0 s"):
+        server.wait_healthy(0.3)
+    server.stop()
+    assert not server.is_alive()
+
+
+def test_a_healthy_server_is_waited_for_and_stopped(tmp_path):
+    port = free_port()
+    code = f"import http.server as h; h.HTTPServer(('127.0.0.1', {port}), h.SimpleHTTPRequestHandler).serve_forever()"
+    server = ServerProcess(spec(tmp_path, code, port))
+    server.wait_healthy(20.0)
+    assert server.is_alive()
+    server.stop()
+    assert not server.is_alive()
+
+
+def test_options_become_flags():
+    options = {"model_path": "m", "flag": True, "off": False, "none": None, "list": [1, 2]}
+    assert command_line(options) == ["--model-path", "m", "--flag", "--list", "1", "2"]
