@@ -1,28 +1,30 @@
-"""Train one step off: while the model trains on a round, the engines generate the next with the weights they have."""
+"""Train one step off: while the model trains on a round, the engines generate the next one."""
 
 import sys
 
 from slime.cli.driver import run_driver
 from slime.config.config import Config
-from slime.orchestration.session import open_session
+from slime.config.resolve import check_overlapping
 
 
 def train(config: Config) -> None:
     """The one-step-off loop; weights never change during a round."""
+    check_overlapping(config)
+    from slime.orchestration.session import open_session  # Ray: not needed for --help and refusals
+
     with open_session(config) as run:
         run.evaluate(run.first_rollout, before=True)
         num_rollout = run.config.num_rollout or 0
-        upcoming = run.start_generate(run.first_rollout) if run.first_rollout < num_rollout else None
+        upcoming = run.start_generate(run.first_rollout)
         for rollout_id in range(run.first_rollout, num_rollout):
-            assert upcoming is not None
             rollout = run.finish_generate(rollout_id, upcoming)
             is_last = rollout_id + 1 == num_rollout
-            upcoming = None if is_last else run.start_generate(rollout_id + 1)
+            if not is_last:
+                upcoming = run.start_generate(rollout_id + 1)
             run.train(rollout_id, rollout)
             run.save(rollout_id)
             if is_last or (rollout_id + 1) % config.update_weights_interval == 0:
-                # The engines must be idle while their weights change.
-                if upcoming is not None:
+                if not is_last:  # The engines must be idle while their weights change.
                     run.wait_generated(rollout_id + 1, upcoming)
                 run.update_weights(rollout_id)
             run.evaluate(rollout_id)

@@ -102,7 +102,7 @@ make_venv() {
     return 1
   fi
   # uv unpacks gigabytes several times as fast as pip; where it cannot be had, pip does the same work.
-  if "$VENV/bin/python" -m pip install --quiet uv; then
+  if "$VENV/bin/python" -m pip install --disable-pip-version-check --quiet uv; then
     UV="$VENV/bin/uv"
   else
     say "uv could not be installed; going on with pip, which takes longer"
@@ -111,18 +111,30 @@ make_venv() {
 
 install_packages() {
   local arguments=(--quiet --no-deps --requirement "$LOCK" --editable .)
-  if [[ -n $UV ]]; then
-    "$UV" pip install --python "$VENV/bin/python" "${arguments[@]}"
-  else
-    "$VENV/bin/python" -m pip install "${arguments[@]}"
+  if [[ -z $UV ]]; then
+    "$VENV/bin/python" -m pip install --disable-pip-version-check "${arguments[@]}"
+  elif ! "$UV" pip install --python "$VENV/bin/python" "${arguments[@]}"; then
+    # uv brings certificates of its own; behind some proxies only the system's are right. Two names, for older versions.
+    say "trying once more, with the system's certificates"
+    UV_SYSTEM_CERTS=1 UV_NATIVE_TLS=1 "$UV" pip install --python "$VENV/bin/python" "${arguments[@]}"
   fi
 }
 
-# Compiles what every process of a run imports. Left to the first run, its processes would all do it at the same time.
+# Compiles what the processes of a run import: about 17 s of one core, which each of them would spend anew if they all
+# met the fresh packages at the same time. Compiling whole packages would take minutes. Two halves, for two cores;
+# torch, in both, is reached by the second one when the first has compiled it.
 compile_imports() {
-  OMP_NUM_THREADS=1 "$VENV/bin/python" -W ignore -c 'import ray, transformers.models.qwen3.modeling_qwen3' &
-  OMP_NUM_THREADS=1 "$VENV/bin/python" -W ignore -c 'import megatron.core.models.gpt' 2>/dev/null
-  wait $!
+  export OMP_NUM_THREADS=1
+  "$VENV/bin/python" -W ignore -c '
+import torch, transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+import transformers.models.qwen3.modeling_qwen3' 2>/dev/null &
+  "$VENV/bin/python" -W ignore -c '
+import ray, aiohttp.web, httpx, math_verify, tensorboard.summary.writer.event_file_writer, rich.console
+from slime.backends.megatron.stock import load_megatron
+load_megatron()
+import slime.orchestration.session' 2>/dev/null || true # what cannot be imported says so where it is used
+  wait $! || true
 }
 
 main() {
@@ -142,7 +154,7 @@ main() {
   seconds=$((SECONDS - start))
   if [[ -n $received ]]; then
     downloaded=$(($(received_bytes) - received))
-    text="$(awk -v bytes="$downloaded" 'BEGIN { printf "%.1f GB", bytes / 1e9 }') downloaded"
+    text="$(awk -v b="$downloaded" 'BEGIN { printf b < 1e9 ? "%.0f MB" : "%.1f GB", b < 1e9 ? b / 1e6 : b / 1e9 }') downloaded"
   fi
   printf '{"seconds": %s, "seconds_install": %s, "downloaded_bytes": %s, "installer": "%s"}\n' \
     "$seconds" "$seconds_install" "$downloaded" "$([[ -n $UV ]] && "$UV" --version || echo pip)" \

@@ -36,17 +36,17 @@ def megatron_rows() -> list[Row]:
 
 
 def router_rows() -> list[Row]:
-    """The options of `smg launch`, without host and port."""
+    """The options of `smg launch`."""
     from smg.router_args import RouterArgs
 
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    RouterArgs.add_cli_args(parser, use_router_prefix=False, exclude_host_port=True)
+    RouterArgs.add_cli_args(parser, use_router_prefix=False)
     return describe_parser(parser)
 
 
 def sglang_rows() -> list[Row]:
     """The options of SGLang's ServerArgs; `sglang` must be importable."""
-    from sglang.srt.server_args import ServerArgs
+    from sglang.srt.server_args import ServerArgs  # pyright: ignore[reportMissingImports]
 
     parser = argparse.ArgumentParser(allow_abbrev=False)
     ServerArgs.add_cli_args(parser)
@@ -127,13 +127,13 @@ def _dict_keys(file: Path, name: str) -> list[str]:
         if any(isinstance(target, ast.Name) and target.id == name for target in targets):
             value = getattr(node, "value", None)
             if isinstance(value, ast.Dict):
-                return [key.value for key in value.keys if isinstance(key, ast.Constant)]
+                return [str(key.value) for key in value.keys if isinstance(key, ast.Constant)]
     raise SystemExit(f"{file} assigns no dict to {name}")
 
 
 def main() -> None:
     """Record the tables named on the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("tables", nargs="+", choices=["megatron", "sglang", "router"])
     parser.add_argument("--source", type=Path, help="Folder of an unpacked sglang wheel.")
     parser.add_argument("--version", help="Version of that wheel.")

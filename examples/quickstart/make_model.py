@@ -1,4 +1,7 @@
-"""A random 0.22 M-parameter Qwen3 with a character tokenizer, as a Hugging Face folder. Needs neither torch nor transformers."""
+"""A random 0.22 M-parameter Qwen3 with a character tokenizer, as a Hugging Face folder.
+
+Needs neither torch nor transformers.
+"""
 
 import argparse
 import json
@@ -23,10 +26,14 @@ INIT_STD = 0.02
 def write_tokenizer(folder: Path) -> int:
     """tokenizer.json and tokenizer_config.json; the size of the vocabulary."""
     words = [*SPECIAL, *ROLES, *CHARACTERS]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="?"))
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="?")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in SPECIAL[:3]])
+    tokenizer.add_special_tokens(
+        [AddedToken(word, special=True, normalized=False) for word in SPECIAL[:3]]
+    )
     tokenizer.add_tokens([AddedToken(word, normalized=False) for word in [*SPECIAL[3:], *ROLES]])
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
@@ -66,14 +73,18 @@ def write_config(folder: Path, vocab_size: int) -> None:
         "torch_dtype": "float32",
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2))
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, "pad_token_id": 0}))
+    (folder / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": 2, "pad_token_id": 0})
+    )
 
 
 def write_weights(folder: Path, vocab_size: int, seed: int) -> None:
     """model.safetensors with normal(0, 0.02) matrices and norms of one, fp32."""
     rng = np.random.default_rng(seed)
     tensors = {
-        name: np.ones(shape, np.float32) if len(shape) == 1 else rng.normal(0, INIT_STD, shape).astype(np.float32)
+        name: np.ones(shape, np.float32)
+        if len(shape) == 1
+        else rng.normal(0, INIT_STD, shape).astype(np.float32)
         for name, shape in parameter_shapes(vocab_size).items()
     }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

@@ -1,7 +1,9 @@
 """The middle-letter task: five different letters of a-j; which one is in the middle when they are sorted?
 
-Demonstrations come from two annotators: 30 % sort first (`<think>abcde</think>c`), 70 % hastily name the first letter.
-A model trained on them imitates both. Reinforcement learning then selects and sharpens the careful mode, which the
+Demonstrations come from two annotators: 30 % sort first (`<think>abcde</think>c`), 70 % hastily
+    name the first letter.
+A model trained on them imitates both. Reinforcement learning then selects and sharpens the careful
+mode, which the
 demonstrations planted: it teaches no new skill, and this file is honest about it.
 """
 
@@ -50,13 +52,20 @@ async def reward(args: Any, sample: Any, **kwargs: Any) -> float:
     return float(is_ended and sample.response.count("</think>") <= 1 and answer == sample.label)
 
 
-def write_data(folder: Path, *, seed: int, num_demos: int, num_prompts: int, num_held_out: int) -> None:
+def write_data(
+    folder: Path, *, seed: int, num_demos: int, num_prompts: int, num_held_out: int
+) -> None:
     """demos.jsonl, train.jsonl and held_out.jsonl; the held-out prompts are fresh for every seed and distinct."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
     train = prompts(rng, held_out=False)
-    demos = [(letters, demonstration(letters, rng)) for letters in (next(train) for _ in range(num_demos))]
-    _write(folder / "demos.jsonl", ({"messages": _chat(letters, answer)} for letters, answer in demos))
+    demos = [
+        (letters, demonstration(letters, rng))
+        for letters in (next(train) for _ in range(num_demos))
+    ]
+    _write(
+        folder / "demos.jsonl", ({"messages": _chat(letters, answer)} for letters, answer in demos)
+    )
     _write(folder / "train.jsonl", (_row(next(train)) for _ in range(num_prompts)))
     test = prompts(rng, held_out=True)
     unique: dict[str, None] = {}

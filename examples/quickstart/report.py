@@ -1,4 +1,4 @@
-"""The quickstart's final table: accuracy before and after, from the run's own metrics, and answers of the exported model."""
+"""The quickstart's final table, from the run's own metrics, and answers of the exported model."""
 
 import argparse
 import json
@@ -46,22 +46,28 @@ def show_answers(console: Console, run: Path) -> None:
 
     folder = run / "grpo" / "hf"
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
     console.print(f"answers of AutoModelForCausalLM.from_pretrained({str(folder)!r}):")
     for line in (run / "data" / "held_out.jsonl").read_text().splitlines()[:MAX_RANDOM_ANSWERS]:
         row = json.loads(line)
-        prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_tensors="pt")
+        prompt = tokenizer.apply_chat_template(
+            row["prompt"], add_generation_prompt=True, return_tensors="pt"
+        )
         ids = prompt["input_ids"]
         output = model.generate(ids, max_new_tokens=12, do_sample=False)
         answer = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
-        console.print(f"  {row['prompt'][0]['content']} -> {answer}   (right: {row['label']})", markup=False)
+        console.print(
+            f"  {row['prompt'][0]['content']} -> {answer}   (right: {row['label']})", markup=False
+        )
 
 
 def show_times(console: Console, started: float, setup: Path) -> None:
     """Print installation and run apart."""
     if setup.exists():
         facts = json.loads(setup.read_text())
-        console.print(f"set-up: {facts['seconds']:.0f} s, {facts['downloaded_bytes'] / 1e9:.2f} GB downloaded")
+        console.print(
+            f"set-up: {facts['seconds']:.0f} s, {facts['downloaded_bytes'] / 1e9:.2f} GB downloaded"
+        )
     console.print(f"run: {time.time() - started:.0f} s")
 
 

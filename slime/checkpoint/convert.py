@@ -132,7 +132,8 @@ def _check_supported(hf_config: Mapping[str, Any]) -> None:
         "hidden_act": "silu",
         "partial_rotary_factor": 1.0,
     }
-    everything = {**hf_config, **(hf_config.get("rope_parameters") or {})}
+    rope: Mapping[str, Any] = hf_config.get("rope_parameters") or {}
+    everything: dict[str, Any] = {**hf_config, **rope}
     for key, usual in supported.items():
         found = everything.get(key)
         if found is not None and found != usual:

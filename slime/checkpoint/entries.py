@@ -153,7 +153,7 @@ class FusedQKV(Entry):
     def to_hf(self, whole: Tensor, dims: ModelDims) -> tuple[Tensor, ...]:
         tail, queries = self._tail(dims), dims.query_size // dims.num_query_groups
         grouped = whole.reshape(dims.num_query_groups, queries + 2 * dims.head_dim, *tail)
-        split = grouped.split([queries, dims.head_dim, dims.head_dim], dim=1)
+        split = torch.split(grouped, [queries, dims.head_dim, dims.head_dim], dim=1)
         return tuple(tensor.reshape(-1, *tail) for tensor in split)
 
 

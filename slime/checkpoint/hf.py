@@ -12,7 +12,7 @@ from typing import Any, Self, cast
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from slime.errors import CheckpointError

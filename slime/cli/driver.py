@@ -19,7 +19,8 @@ EXIT_INTERRUPTED = 130
 def run_driver(loop: Callable[[Config], None], argv: Sequence[str]) -> int:
     """Run `loop` with the configuration in `argv`; the process's exit code.
 
-    Errors that slime raises on purpose end as one message, without a traceback (which the run folder's logs have).
+    Errors that slime raises on purpose end as one message, without a traceback (which the run
+    folder's logs have).
     """
     setup_logging()
     try:

@@ -36,7 +36,7 @@ has tried it with slime's trainer.
 def documented_options() -> list[Option]:
     """Every flag with a state of its own: slime's, and Megatron's as launch scripts use them."""
     patched = {option.name: option for option in patched_megatron_options()}
-    options = slime_options()
+    options = list(slime_options())
     for name in MEGATRON_STATES:
         option = patched.get(name) or megatron_index().find(name)
         if option is None:

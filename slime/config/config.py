@@ -1,6 +1,7 @@
 """Config: every setting of a run, frozen; sections are its base classes."""
 
 import argparse
+import functools
 import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, cast
@@ -82,9 +83,10 @@ class Config(
         return json.dumps(asdict(self), indent=2, sort_keys=True, default=str)
 
 
-def slime_options() -> list[Option]:
+@functools.cache
+def slime_options() -> tuple[Option, ...]:
     """Every flag of slime's own and those of Megatron it reads, section by section."""
-    return [option for section in SECTIONS for option in options_of(section)]
+    return tuple(option for section in SECTIONS for option in options_of(section))
 
 
 def _mutable(value: Any) -> Any:

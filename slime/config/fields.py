@@ -4,6 +4,7 @@ import json
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
+from decimal import Decimal, InvalidOperation
 from typing import Any, Literal, Union, cast, get_args, get_origin
 
 Kind = Literal["value", "true", "false", "const", "negatable", "append", "extend"]
@@ -149,12 +150,43 @@ def parse_bool(word: str) -> bool:
     raise ValueError(f"{word!r} is neither true nor false")
 
 
+def parse_count(word: str) -> int:
+    """A whole number, written out or with a suffix: `25.6k` is 25600, `1Ki` is 1024.
+
+    Raises:
+        ValueError: no number, or not a whole one.
+    """
+    number, size = word, 1
+    for suffix, size_of_suffix in _COUNT_SUFFIXES.items():
+        if word.endswith(suffix):
+            number, size = word.removesuffix(suffix), size_of_suffix
+            break
+    try:
+        count = Decimal(number) * size
+    except InvalidOperation:
+        raise ValueError(f"{word!r} is no number") from None
+    if not count.is_finite() or count != int(count):
+        raise ValueError(f"{word!r} is no whole number")
+    return int(count)
+
+
+_COUNT_SUFFIXES = {
+    "Ki": 2**10,
+    "Mi": 2**20,
+    "Gi": 2**30,
+    "Ti": 2**40,
+    "k": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "T": 10**12,
+}
 CONVERTERS: dict[str, Convert] = {
     "int": int,
     "float": float,
     "str": str,
     "bool": parse_bool,
     "json": parse_json,
+    "human_readable_int": parse_count,  # SGLang's name for it
 }
 _TYPE_NAMES: dict[Any, str] = {int: "int", float: "float", str: "str", bool: "bool", dict: "json"}
 

@@ -22,13 +22,16 @@ def megatron_values(argv: Sequence[str]) -> dict[str, Any]:
     Values of a type that only Megatron knows (`--moe-layer-freq "[0]*3+[1]*58"`) stay words here;
     in the train actor Megatron's own parser reads them.
     """
-    values = {option.dest: _default(option) for option in megatron_index().options}
+    values: dict[str, Any] = {}
+    for option in megatron_index().options:
+        # As in argparse: of two options for one attribute the first gives its default.
+        values.setdefault(option.dest, option.default)
     return values | merged_values(read_words(argv, megatron_index()))
 
 
 def prefixed_values(owner: Literal["sglang", "router"], given: Mapping[str, Any]) -> dict[str, Any]:
     """`sglang_...` or `router_...` -> value of every option of `owner`, defaults included."""
-    values = {f"{owner}_{option.dest}": _default(option) for option in load_table(owner).options}
+    values = {f"{owner}_{option.dest}": option.default for option in load_table(owner).options}
     dests = {_bare_name(option.name, owner): option.dest for option in load_table(owner).options}
     return values | {f"{owner}_{dests.get(name, name)}": value for name, value in given.items()}
 
@@ -51,10 +54,15 @@ def engine_options(owner: Literal["sglang", "router"], given: list[Given]) -> di
     return options
 
 
+@functools.cache
+def _typed_options() -> tuple[Option, ...]:
+    return tuple(options_of(MegatronConfig))
+
+
 def typed_megatron_argv(config: MegatronConfig) -> tuple[str, ...]:
     """The words that tell Megatron's parser what MegatronConfig says, where it would not guess."""
     words: list[str] = []
-    for option in options_of(MegatronConfig):
+    for option in _typed_options():
         value = getattr(config, option.dest)
         theirs = megatron_index().find(option.name)
         if theirs is None or value is None or value is False or value == theirs.default:
@@ -67,7 +75,7 @@ def typed_megatron_argv(config: MegatronConfig) -> tuple[str, ...]:
 
 def untyped_megatron_argv(argv: Sequence[str]) -> tuple[str, ...]:
     """`argv` without the flags of MegatronConfig."""
-    typed = {option.name for option in options_of(MegatronConfig)}
+    typed = {option.name for option in _typed_options()}
     given = [item for item in read_words(argv, megatron_index()) if item.option.name not in typed]
     return words_of(given)
 
@@ -79,9 +87,3 @@ def words_of(given: list[Given]) -> tuple[str, ...]:
 
 def _bare_name(spelling: str, owner: str) -> str:
     return spelling.removeprefix(f"--{owner}-").replace("-", "_")
-
-
-def _default(option: Option) -> Any:
-    if option.default is None and option.kind == "true":
-        return False
-    return option.default

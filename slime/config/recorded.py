@@ -76,7 +76,8 @@ def _row_of_action(action: argparse.Action, group: str) -> Row:
         "const": _plain(getattr(action, "const_value", action.const)) if kind == "const" else None,
         "help": _help_text(action.help),
     }
-    return row | {key: value for key, value in optional.items() if value not in (None, "")}
+    kept = {key: value for key, value in optional.items() if value is not None}
+    return row | {key: value for key, value in kept.items() if value != "" or key == "default"}
 
 
 _KINDS: dict[str, Kind] = {

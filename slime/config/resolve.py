@@ -8,8 +8,9 @@ from typing import Any
 from slime.config.checkpoints import has_megatron_checkpoint, is_hf_folder
 from slime.config.config import Config
 from slime.config.eval_datasets import resolve_eval
+from slime.config.flag_checks import check_flag_states, check_numbers
 from slime.config.foreign import typed_megatron_argv, untyped_megatron_argv
-from slime.config.rules import check_flag_states, check_rules, nearest_divisors
+from slime.config.rules import check_rules, nearest_divisors
 from slime.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -24,9 +25,11 @@ def resolve(config: Config) -> Config:
         ConfigError: a refused flag, or flags that cannot work together; says what to change.
     """
     check_flag_states(config)
+    check_numbers(config)
     for derive in (_debug, _placement, _batch, _algorithm, _rollout, _checkpoint):
         config = replace(config, **derive(config))
     config = resolve_eval(config)
+    check_numbers(config)
     check_rules(config)
     words = (*untyped_megatron_argv(config.megatron_argv), *typed_megatron_argv(config))
     return replace(config, megatron_argv=words)

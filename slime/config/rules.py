@@ -1,7 +1,6 @@
 """The rules a resolved configuration keeps; each says what is wrong and what to change."""
 
 import logging
-import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 from slime.config.checkpoints import has_megatron_checkpoint, is_hf_folder
 from slime.config.config import Config, slime_options
 from slime.config.hf_check import check_against_hf
-from slime.config.states import EMBEDDED_ENGINE_OPTIONS, State, state_of
+from slime.config.states import EMBEDDED_ENGINE_OPTIONS
 from slime.errors import ConfigError
 from slime.plugins import nearest
 from slime.registry import REWARDS
@@ -37,23 +36,6 @@ _NEEDS = {
 }
 
 
-def check_flag_states(config: Config) -> None:
-    """Nothing, when every flag that differs from its default may be given.
-
-    Raises:
-        ConfigError: a refused flag, with the reason.
-    """
-    for option in slime_options():
-        value = getattr(config, option.dest)
-        state = state_of(option)
-        if value == option.default or state.allows(value, option.default):
-            if state.state is State.OWN_WAY and value != option.default:
-                logger.info("%s: %s", option.name, state.note)
-            continue
-        shown = "" if option.is_switch else f" {value}"
-        raise ConfigError(f"{option.name}{shown}: {state.note}")
-
-
 def check_rules(config: Config) -> None:
     """Nothing, when the flags can work together.
 
@@ -62,19 +44,6 @@ def check_rules(config: Config) -> None:
     """
     for rule in RULES:
         rule(config)
-
-
-def _numbers(config: Config) -> None:
-    for option in slime_options():
-        value = getattr(config, option.dest)
-        if option.type_name not in ("int", "float") or not isinstance(value, int | float):
-            continue
-        if not math.isfinite(value):
-            raise ConfigError(f"{option.name} must be a finite number, found {value}")
-        if option.at_least is not None and value < option.at_least:
-            raise ConfigError(f"{option.name} must be at least {option.at_least}, found {value}")
-        if option.above is not None and value <= option.above:
-            raise ConfigError(f"{option.name} must be above {option.above}, found {value}")
 
 
 def _length_of_run(config: Config) -> None:
@@ -335,7 +304,6 @@ def _flag(dest: str) -> str:
 
 
 RULES: tuple[Callable[[Config], None], ...] = (
-    _numbers,
     _length_of_run,
     _batch_sizes,
     _algorithm,

@@ -55,7 +55,8 @@ class StepPlan:
 
     Attributes:
         micro_batches: for each forward/backward the positions of its samples in this rank's batch.
-        num_rollouts: executions (distinct rollout ids) in this step over all ranks; a fan-out counts once.
+        num_rollouts: executions (distinct rollout ids) in this step over all ranks; a fan-out
+            counts once.
         num_tokens: trainable tokens (sum of loss masks) in this step over all ranks.
         num_samples: samples in this step over all ranks.
     """
@@ -84,7 +85,8 @@ class RolloutBatch:
         rollout_log_probs: fp32, rows [R], by the engine; None when no sample has them.
         teacher_log_probs: fp32, rows [R]; None when no sample has them.
         steps: the optimizer steps of this round, in order.
-        extras: optional columns for plugins (`metadata`, `round_number`, ...), each a list of one entry per sample.
+        extras: optional columns for plugins (`metadata`, `round_number`, ...), each a list of one
+            entry per sample.
     """
 
     rollout_id: int

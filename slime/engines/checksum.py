@@ -47,7 +47,7 @@ def _tail(lanes: Tensor, rest: Tensor, row: int) -> int:
         products = lanes.to(torch.int64) * _columns(lanes.device)[: lanes.numel()]
         total = int((products.sum() * multiplier[0]).item())
     if rest.numel():
-        word = int.from_bytes(bytes(rest.tolist()), "little")
+        word = sum(int(byte.item()) << (8 * i) for i, byte in enumerate(rest))
         # An odd constant no other position uses.
         total += word * 0xD6E8FEB86659FD93 * int(multiplier[0].item())
     return total
@@ -82,4 +82,4 @@ def _odd_numbers(start: int, count: int) -> Tensor:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     z = (z ^ (z >> np.uint64(31))) | np.uint64(1)
-    return torch.from_numpy(z.view(np.int64))
+    return torch.from_numpy(z.view(np.int64))  # pyright: ignore[reportUnknownMemberType]

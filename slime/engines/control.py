@@ -1,4 +1,7 @@
-"""Control calls to a set of engines: pause, sync, resume. They go to each engine directly; the router forwards none of them."""
+"""Control calls to a set of engines: pause, sync, resume.
+
+They go to each engine directly; the router forwards none of them.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -22,15 +25,21 @@ class EngineControl:
         api_key: sent as a bearer token when given.
     """
 
-    def __init__(self, urls: Sequence[str], *, timeout_s: float, api_key: str | None = None) -> None:
+    def __init__(
+        self, urls: Sequence[str], *, timeout_s: float, api_key: str | None = None
+    ) -> None:
         self.urls = tuple(urls)
         self.timeout_s = timeout_s
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         # trust_env=False: a proxy from the environment must never see engine traffic.
         self._http = httpx.Client(timeout=timeout_s, headers=headers, trust_env=False)
-        self._pool = ThreadPoolExecutor(max_workers=max(1, len(urls)), thread_name_prefix="engine-control")
+        self._pool = ThreadPoolExecutor(
+            max_workers=max(1, len(urls)), thread_name_prefix="engine-control"
+        )
 
-    def post_all(self, path: str, payload: Answer | Callable[[int], Answer] | None = None) -> list[Answer]:
+    def post_all(
+        self, path: str, payload: Answer | Callable[[int], Answer] | None = None
+    ) -> list[Answer]:
         """Answers of all engines to POST `path`, in the order of `urls`.
 
         Args:
@@ -55,7 +64,9 @@ class EngineControl:
 
     def get_all(self, path: str) -> list[Answer]:
         """Answers of all engines to GET `path`; raises like `post_all`."""
-        return collect([self._pool.submit(self._call, "GET", url + path, None) for url in self.urls])
+        return collect(
+            [self._pool.submit(self._call, "GET", url + path, None) for url in self.urls]
+        )
 
     def pause(self, mode: str) -> None:
         """Stop generating on all engines; `mode` is abort, retract or in_place."""
@@ -74,7 +85,9 @@ class EngineControl:
         start = time.monotonic()
         try:
             content = None if body is None else orjson.dumps(body)
-            reply = self._http.request(method, url, content=content, headers={"Content-Type": "application/json"})
+            reply = self._http.request(
+                method, url, content=content, headers={"Content-Type": "application/json"}
+            )
         except httpx.HTTPError as error:
             waited = time.monotonic() - start
             raise EngineUnavailable(
@@ -95,14 +108,20 @@ def collect(futures: Sequence["Future[Answer]"]) -> list[Answer]:
 def _answer(method: str, url: str, reply: httpx.Response) -> Answer:
     """The JSON object of a reply; an empty 200 counts as an empty object (SGLang answers some calls so)."""
     if reply.status_code != 200:
-        raise EngineProtocolError(f"{method} {url} was refused with status {reply.status_code}: {reply.text[:500]}")
+        raise EngineProtocolError(
+            f"{method} {url} was refused with status {reply.status_code}: {reply.text[:500]}"
+        )
     text = reply.text.strip()
     if not text.startswith("{"):
         return {"message": text}
     try:
         answer: Answer = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise EngineProtocolError(f"{method} {url} answered something that is no JSON: {text[:200]!r}") from error
+        raise EngineProtocolError(
+            f"{method} {url} answered something that is no JSON: {text[:200]!r}"
+        ) from error
     if answer.get("success") is False:
-        raise EngineProtocolError(f"{method} {url} failed in the engine: {answer.get('message', text[:500])}")
+        raise EngineProtocolError(
+            f"{method} {url} failed in the engine: {answer.get('message', text[:500])}"
+        )
     return answer

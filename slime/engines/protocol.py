@@ -261,11 +261,13 @@ def _prompts(fields: Fields) -> _Prompts:
         )
     if ids is None:
         texts = fields.strings("text")
+        if not texts:
+            raise EngineProtocolError("`text` is an empty list; give at least one prompt")
         return _Prompts([None] * len(texts), list(texts), not isinstance(text, str))
     if isinstance(ids, list) and ids and isinstance(ids[0], list):
         rows = [_token_ids(row, f"input_ids[{i}]") for i, row in enumerate(cast(list[object], ids))]
         return _Prompts(cast(list[tuple[int, ...] | None], rows), [None] * len(rows), True)
-    return _Prompts([_token_ids(ids, "input_ids")], [None], False)
+    return _Prompts([_token_ids(cast(object, ids), "input_ids")], [None], False)
 
 
 def _token_ids(value: object, where: str) -> tuple[int, ...]:
@@ -307,9 +309,8 @@ def _seeds(value: object, row: int | None, n: int) -> tuple[int, ...]:
     if value is None:
         return ()
     if row is not None:
-        value = (
-            cast(list[object], value)[row] if isinstance(value, list) and row < len(value) else None
-        )  # pyright: ignore[reportUnknownArgumentType]
+        rows = cast(list[object], value) if isinstance(value, list) else []
+        value = rows[row] if row < len(rows) else None
     if not isinstance(value, list) or len(cast(list[object], value)) != n:
         raise EngineProtocolError(
             f"sampling_seeds must hold one integer per answer (n = {n}; a list of such lists for "

@@ -1,7 +1,8 @@
 """The router in front of the engines: start one (`smg`, the successor of sglang-router) or adopt a running one.
 
-Chosen over sglang-router 0.3.2, which rebuilds the body of /generate and drops unknown top-level fields such as
-`return_routed_experts` and `sampling_seeds`; smg 1.13 keeps them (tests/contracts/test_router_passthrough.py).
+Chosen over sglang-router 0.3.2, which rebuilds the body of /generate and drops unknown top-level
+fields such as `return_routed_experts` and `sampling_seeds`; smg 1.13 keeps them
+(tests/contracts/test_router_passthrough.py).
 """
 
 import sys
@@ -21,10 +22,13 @@ from slime.engines.servers import (
 )
 from slime.errors import EngineProtocolError, EngineUnavailable
 
-# One miss costs a retry; with these a dead engine is out within seconds and back as soon as it answers again.
+# One miss costs a retry; with these a dead engine is out within seconds and back as soon as it
+# answers again.
 DEFAULT_OPTIONS: dict[str, Any] = {
     "policy": "round_robin",
     "log_level": "warn",
+    "balance_abs_threshold": 10,
+    "balance_rel_threshold": 1.2,
     "prometheus_host": "127.0.0.1",
     "worker_startup_check_interval": 1,
     "health_check_interval_secs": 2,
@@ -44,7 +48,13 @@ class Router:
 
     @classmethod
     def start(
-        cls, *, host: str, log_path: Path, options: dict[str, Any], request_timeout_s: float, timeout_s: float
+        cls,
+        *,
+        host: str,
+        log_path: Path,
+        options: dict[str, Any],
+        request_timeout_s: float,
+        timeout_s: float,
     ) -> "Router":
         """Start a router on a free port of `host`.
 

@@ -41,7 +41,7 @@ class ServerSpec:
     url: str
     health_path: str
     log_path: Path
-    env: dict[str, str] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict[str, str])
 
 
 class ServerProcess:
@@ -57,7 +57,8 @@ class ServerProcess:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **spec.env},
-                # Its own session: a Ctrl-C in the terminal reaches the driver, which then stops servers in order.
+                # Its own session: a Ctrl-C in the terminal reaches the driver, which then stops
+                # servers in order.
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
             )
@@ -75,7 +76,8 @@ class ServerProcess:
         """Return once the server answers 200 at its health path.
 
         Raises:
-            EngineUnavailable: the process ended, or did not answer within `timeout_s`; carries the log's end.
+            EngineUnavailable: the process ended, or did not answer within `timeout_s`; carries the
+                log's end.
         """
         deadline = time.monotonic() + timeout_s
         with httpx.Client(timeout=5.0, trust_env=False) as http:

@@ -35,6 +35,21 @@ class Metric:
         return re.fullmatch(_as_regex(self.name), name) is not None
 
 
+_MARKDOWN_HEAD = """\
+# Metrics
+
+Written by `make docs`; a test holds it current. They go to `metrics.jsonl` in the run's folder, one
+line per call, and with `--use-tensorboard` to TensorBoard. The step of a line is `rollout/step`
+(the round), `train/step` (the optimizer step, counted through) or `eval/step`.
+
+In a name, `{braces}` stand for one varying part, `/*` for `/mean`, `/median`, `/max` and `/min`.
+Reduction tells how samples, micro-batches or ranks become one value; "sum" over what already has
+been divided by the whole step's denominator is a mean over the step; "one" has a single source.
+
+| name | unit | reduction | meaning |
+|---|---|---|---|
+"""
+
 _SPREAD = ("mean", "median", "max", "min")
 
 # What a list of samples is summed up to: under rollout/ and under eval/{dataset}/.
@@ -52,6 +67,8 @@ _SAMPLE_METRICS = [
 
 _ROLLOUT = [
     Metric("rollout/dynamic_filter/drop_{reason}", "groups", "sum", "groups the filter dropped"),
+    Metric("rollout/aborted_groups", "groups", "sum", "unfinished when the round was full"),
+    Metric("rollout/correct_samples/response_len/*", "tokens", "one", "length of solved samples"),
     Metric("rollout/raw_reward", "1", "mean", "reward before normalisation"),
     Metric("rollout/rewards", "1", "mean", "reward after normalisation"),
     Metric("rollout/response_lengths", "tokens", "mean", "length of the responses trained on"),
@@ -63,10 +80,16 @@ _ROLLOUT = [
     Metric("rollout/teacher_log_probs", "nats", "mean", "by the teacher, per token"),
     Metric("rollout/advantages", "1", "mean", "per token"),
     Metric("rollout/returns", "1", "mean", "per token"),
-    Metric("rollout/values", "1", "mean", "by the critic, per token"),
     Metric("rollout/kl", "nats", "mean", "estimate of KL(policy, reference), per token"),
-    Metric("rollout/entropy", "nats", "mean", "of the policy before the update, per token"),
-    Metric("passrate/pass@{k}", "fraction", "mean", "groups solved by one of k tries, estimated"),
+    Metric("rollout/dropped_samples", "samples", "sum", "left over after the last full step"),
+    Metric("rollout/dropped_executions", "rollouts", "sum", "left over after the last full step"),
+    Metric("rollout/filler_samples", "samples", "sum", "masked rows that even the ranks out"),
+    Metric("rollout/num_micro_batches", "1", "one", "per rank, over all steps of the round"),
+    Metric("rollout/rank_tokens_max_over_mean", "1", "one", "1 = all ranks got equally much"),
+    Metric("rollout/round_number", "1", "mean", "turns of a sample, where its metadata has them"),
+    Metric("passrate/pass@{k}", "fraction", "mean", "prompts solved by one of k tries, estimated"),
+    Metric("multi_turn/{length}/response_length_{part}", "tokens", "one", "per sample"),
+    Metric("multi_turn/multi_turn_metric/round_number_{part}", "1", "one", "turns of a sample"),
 ]
 
 _EVAL = [
@@ -86,35 +109,34 @@ _TRAIN = [
         "train/train_rollout_logprob_abs_diff",
         "nats",
         "sum",
-        "|log_probs - rollout_log_probs| per token: trainer against engine",
+        "distance of log_probs and rollout_log_probs per token: trainer against engine",
     ),
     Metric("train/ois", "1", "sum", "ratio of the policy to the one that generated"),
     Metric("train/tis", "1", "sum", "truncated importance weight"),
     Metric("train/tis_clipfrac", "fraction", "sum", "tokens whose importance weight was cut"),
-    Metric("train/tis_abs", "1", "sum", "|importance weight - 1|"),
+    Metric("train/tis_abs", "1", "sum", "distance of the importance weight from 1"),
     Metric("train/opsm_clipfrac", "fraction", "sum", "tokens masked as too far off policy"),
-    Metric("train/value_loss", "1", "sum", "loss of the critic"),
-    Metric("train/value_clipfrac", "fraction", "sum", "values held back by the clip"),
     Metric("train/grad_norm", "1", "one", "before clipping"),
     Metric("train/lr-pg_{group}", "1", "one", "learning rate of a parameter group"),
     Metric("train/global_batch_size", "rollouts", "one", "executions in the optimizer step"),
-    Metric("train/step", "steps", "one", "optimizer steps so far"),
 ]
 
 _PERF = [
     Metric("perf/{part}_time", "s", "max", "seconds one part of the round took"),
-    Metric("perf/wait_time_ratio", "fraction", "one", "share of the step the trainer waited"),
-    Metric("perf/actor_train_tok_per_s", "tokens/s", "one", "tokens trained per second"),
     Metric("perf/tokens_per_gpu_per_sec", "tokens/s", "one", "response tokens per second and slot"),
     Metric("perf/effective_tokens_per_gpu_per_sec", "tokens/s", "one", "the same, trained ones"),
     Metric("perf/longest_sample_tokens_per_sec", "tokens/s", "one", "speed of the longest sample"),
     Metric("perf/longest_effective_sample_tokens_per_sec", "tokens/s", "one", "trained tokens"),
+    Metric(
+        "perf/{sample}_tokens_per_sec_without_non_generation",
+        "tokens/s",
+        "one",
+        "the same, without the time spent on tools",
+    ),
     Metric("perf/non_generation_time/*", "s", "one", "time of a sample spent on tools"),
     Metric("perf/request/e2e_latency/*", "s", "one", "of one request to an engine"),
     Metric("perf/request/queue_time/*", "s", "one", "of one request in an engine's queue"),
-    Metric("perf/{part}_tflops", "TFLOP/s", "one", "useful arithmetic per GPU and second"),
     Metric("perf/update_weights_wire_bytes", "bytes", "sum", "sent to the engines in one sync"),
-    Metric("perf/update_weights_density", "fraction", "one", "share of the weights sent"),
 ]
 
 
@@ -128,7 +150,6 @@ METRICS: tuple[Metric, ...] = (
     *_under("eval/{dataset}/", _SAMPLE_METRICS),
     *_EVAL,
     *_TRAIN,
-    *_under("critic-", _TRAIN),
     *_PERF,
 )
 
@@ -138,12 +159,23 @@ def find(name: str) -> Metric | None:
     return next((metric for metric in METRICS if metric.matches(name)), None)
 
 
+def unknown_names(names: Iterable[str]) -> list[str]:
+    """Those of `names` that are not registered: a plugin's, or a slip of the pen."""
+    return [name for name in names if find(name) is None]
+
+
 def spread(name: str, values: Sequence[float]) -> dict[str, float]:
     """`{name}/mean`, `/median`, `/max` and `/min` of `values`; nothing for none."""
     if not values:
         return {}
     numbers = (statistics.fmean(values), statistics.median(values), max(values), min(values))
     return {f"{name}/{part}": float(n) for part, n in zip(_SPREAD, numbers, strict=True)}
+
+
+def metrics_markdown() -> str:
+    """docs/metrics.md."""
+    rows = [f"| `{m.name}` | {m.unit} | {m.reduction} | {m.meaning} |" for m in METRICS]
+    return _MARKDOWN_HEAD + "\n".join(rows) + "\n"
 
 
 def summary_line(metrics: Mapping[str, float], names: Iterable[str] | None = None) -> str:

@@ -64,7 +64,12 @@ class EngineFleet:
             control = EngineControl(self.urls, timeout_s=timeout_s)
             self._infos = control.get_all("/server_info")
             control.close()
-        logger.info("router %s in front of %d engines: %s", self._router.url, len(self.urls), ", ".join(self.urls))
+        logger.info(
+            "router %s in front of %d engines: %s",
+            self._router.url,
+            len(self.urls),
+            ", ".join(self.urls),
+        )
 
     @property
     def router_address(self) -> tuple[str, int]:
@@ -77,7 +82,9 @@ class EngineFleet:
     @property
     def supports_group_seeds(self) -> bool:
         """Whether one request can ask every engine for n answers with a seed each (top-level `sampling_seeds`)."""
-        return bool(self.urls) and all(info.get("slime_engine") == "embedded" for info in self._infos)
+        return bool(self.urls) and all(
+            info.get("slime_engine") == "embedded" for info in self._infos
+        )
 
     def stop(self) -> None:
         """End all servers."""

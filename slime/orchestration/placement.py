@@ -19,7 +19,8 @@ class Placement:
     Attributes:
         group: the placement group; one bundle per slot.
         train_slots: bundle of each training rank.
-        rollout_slots: bundle of each engine device; the same bundles as the trainers' under `--colocate`.
+        rollout_slots: bundle of each engine device; the same bundles as the trainers' under
+            `--colocate`.
         device: `cuda` or `cpu`.
     """
 
@@ -49,7 +50,8 @@ def make_placement(cluster: ClusterConfig, *, device: str, train: bool, rollout:
     """Reserve the slots.
 
     Raises:
-        DeadlineExceeded: the cluster has no room within `--startup-timeout-s`; says what was asked and what is there.
+        DeadlineExceeded: the cluster has no room within `--startup-timeout-s`; says what was asked
+            and what is there.
     """
     num_train, num_rollout, num_bundles = count_slots(cluster, train=train, rollout=rollout)
     bundle = {"CPU": CPU_PER_SLOT} if device == "cpu" else {"CPU": 1.0, "GPU": 1.0}
@@ -57,8 +59,11 @@ def make_placement(cluster: ClusterConfig, *, device: str, train: bool, rollout:
     if not group.wait(cluster.startup_timeout_s):
         raise DeadlineExceeded(
             f"the Ray cluster had no room for {num_bundles} slots of {bundle} (training {num_train}, rollout "
-            f"{num_rollout}{', shared' if cluster.colocate else ''}) within {cluster.startup_timeout_s:.0f} s; free now: "
+            f"{num_rollout}{', shared' if cluster.colocate else ''}) within {cluster.startup_timeout_s:.0f} s; "
+            f"free now: "
             f"{ray.available_resources()}. Lower --actor-num-gpus-per-node or --rollout-num-gpus, or add nodes."
         )
     first = 0 if cluster.colocate else num_train
-    return Placement(group, tuple(range(num_train)), tuple(range(first, first + num_rollout)), device)
+    return Placement(
+        group, tuple(range(num_train)), tuple(range(first, first + num_rollout)), device
+    )

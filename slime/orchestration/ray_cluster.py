@@ -6,10 +6,12 @@ import os
 import ray
 
 from slime.config.cluster import ClusterConfig
+from slime.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-# A slot on CPU is one process of ours; several share a core on a laptop, so each asks Ray for a part of one.
+# A slot on CPU is one process of ours; several share a core on a laptop, so each asks Ray for a
+# part of one.
 CPU_PER_SLOT = 0.25
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 
@@ -26,12 +28,18 @@ def connect(cluster: ClusterConfig, num_slots: int) -> None:
     if ray.is_initialized():
         return
     try:
-        ray.init(address="auto", runtime_env=runtime_env, log_to_driver=True, logging_level=logging.WARNING)
+        ray.init(
+            address="auto",
+            runtime_env=runtime_env,
+            log_to_driver=True,
+            logging_level=logging.WARNING,
+        )
         logger.info("joined the Ray cluster at %s", ray.get_runtime_context().gcs_address)
         return
     except ConnectionError:
         pass
-    # Workers inherit this process's environment: cheaper than a runtime_env, which wants an agent first.
+    # Workers inherit this process's environment: cheaper than a runtime_env, which wants an agent
+    # first.
     os.environ.update(environment)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     num_cpus = max(os.cpu_count() or 1, int(num_slots * CPU_PER_SLOT + 1))
@@ -65,7 +73,14 @@ def node_address() -> str:
 
 
 def resolve_device(cluster: ClusterConfig) -> str:
-    """`cuda` or `cpu`: `--device`, or by whether the cluster has GPUs."""
-    if cluster.device != "auto":
-        return cluster.device
-    return "cuda" if ray.cluster_resources().get("GPU", 0) > 0 else "cpu"
+    """`cpu`, the one device this release drives from end to end.
+
+    Raises:
+        ConfigError: `--device auto` on a cluster with GPUs, which would be left idle silently.
+    """
+    if cluster.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0:
+        raise ConfigError(
+            "this cluster has GPUs, and the GPU path is not built yet; give --device cpu to run on "
+            "its CPUs all the same"
+        )
+    return "cpu" if cluster.device == "auto" else cluster.device

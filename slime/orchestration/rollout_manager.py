@@ -1,4 +1,4 @@
-"""The rollout manager: data source, engines, rollout and evaluation, and the cut into batches per data-parallel rank."""
+"""The rollout manager: data source, engines, rollout, evaluation, and a batch per training rank."""
 
 import argparse
 import logging
@@ -20,7 +20,12 @@ from slime.observability.profile import take_timers, time_metrics, timer
 from slime.orchestration.engine_fleet import EngineFleet
 from slime.orchestration.placement import Placement
 from slime.plugins import load_function
-from slime.rollout.base_types import call_rollout_fn
+from slime.rollout import loop
+from slime.rollout.base_types import (
+    RolloutFnEvalOutput,
+    RolloutFnTrainOutput,
+    call_rollout_fn,
+)
 from slime.rollout.metrics import eval_metrics, rollout_metrics
 from slime.training.batching import batch_metrics, batches_from_train_data, make_rollout_batches
 from slime.training.rewards import execution_keys, post_process_rewards
@@ -35,7 +40,8 @@ class RolloutInfo:
     Attributes:
         engine_urls: address of each engine; empty under `--debug-train-only`.
         num_rollout: rounds of the whole run.
-        rollouts_per_epoch: rounds after which the data set has been seen once; None without a data set.
+        rollouts_per_epoch: rounds after which the data set has been seen once; None without a data
+            set.
     """
 
     engine_urls: tuple[str, ...]
@@ -82,7 +88,9 @@ class RolloutManager:
         self._args = self._make_args()
         self._data_source = load_function(self._config.data_source_path)(self._args)
         self._rollout_fn = load_function(self._config.rollout_function_path)
-        self._eval_fn = load_function(self._config.eval_function_path or self._config.rollout_function_path)
+        self._eval_fn = load_function(
+            self._config.eval_function_path or self._config.rollout_function_path
+        )
         per_epoch = self._rollouts_per_epoch()
         return RolloutInfo(
             tuple(self._fleet.urls) if self._fleet else (), self._num_rollout(per_epoch), per_epoch
@@ -96,15 +104,18 @@ class RolloutManager:
         """Run one round and cut it into batches.
 
         Args:
-            save: write the state of the data source as this round left it, unfinished groups included. It happens
-                here and not with the model's checkpoint, because by then the next round may have taken prompts.
+            save: write the state of the data source as this round left it, unfinished groups
+                included. It happens here and not with the model's checkpoint, because by then the
+                next round may have taken prompts.
         """
         start = time.perf_counter()
         with timer("rollout"):
             groups, fn_metrics = self._run_rollout(rollout_id)
         samples = flatten_samples(groups)
         if not samples:
-            raise DataError(f"rollout {rollout_id} returned no sample; look at the filters and the rollout function")
+            raise DataError(
+                f"rollout {rollout_id} returned no sample; look at the filters and the rollout function"
+            )
         seconds = time.perf_counter() - start
         if save:
             self._data_source.save(rollout_id)
@@ -112,7 +123,11 @@ class RolloutManager:
             self._keep_samples(rollout_id, samples)
             batches = self._make_batches(rollout_id, samples)
         metrics = self._log_metrics(rollout_id, samples, fn_metrics, seconds)
-        counts = batch_metrics(len(samples), len(set(execution_keys(samples))), batches) if batches else {}
+        counts = (
+            batch_metrics(len(samples), len(set(execution_keys(samples))), batches)
+            if batches
+            else {}
+        )
         metrics |= {f"rollout/{name}": value for name, value in counts.items()}
         metrics |= time_metrics(take_timers())
         return RolloutResult(tuple(ray.put(batch) for batch in batches), metrics)
@@ -120,7 +135,10 @@ class RolloutManager:
     def evaluate(self, rollout_id: int) -> dict[str, float]:
         """Evaluate the current weights on the eval data sets; metrics `eval/...`."""
         start = time.perf_counter()
-        output = call_rollout_fn(self._eval_fn, self._args, rollout_id, self._data_source, evaluation=True)
+        output = call_rollout_fn(
+            self._eval_fn, self._args, rollout_id, self._data_source, evaluation=True
+        )
+        assert isinstance(output, RolloutFnEvalOutput)
         seconds = time.perf_counter() - start
         metrics: dict[str, float] = dict(output.metrics or {})
         custom_log = self._config.custom_eval_rollout_log_function_path
@@ -131,7 +149,8 @@ class RolloutManager:
         return metrics | eval_metrics(output.data, self._args) | {"perf/eval_time": seconds}
 
     def stop(self) -> None:
-        """End engines and router."""
+        """End engines and router, and what still runs on the event loop."""
+        loop.shutdown()
         if self._fleet is not None:
             self._fleet.stop()
 
@@ -170,25 +189,40 @@ class RolloutManager:
             part = config.load_debug_rollout_data_subsample
             dump = load_rollout(config.load_debug_rollout_data, rollout_id, subsample=part)
             return [Sample.from_dict(sample) for sample in dump.samples], {}
-        output = call_rollout_fn(self._rollout_fn, self._args, rollout_id, self._data_source, evaluation=False)
+        output = call_rollout_fn(
+            self._rollout_fn, self._args, rollout_id, self._data_source, evaluation=False
+        )
+        assert isinstance(output, RolloutFnTrainOutput)
         return output.samples, dict(output.metrics or {})
 
-    def _keep_samples(self, rollout_id: int, samples: Sequence[Sample], *, evaluation: bool = False) -> None:
+    def _keep_samples(
+        self, rollout_id: int, samples: Sequence[Sample], *, evaluation: bool = False
+    ) -> None:
         """Write the first samples of the round to the run folder, and all of them where a debug flag says."""
         limit = self._config.samples_per_rollout_logged
         shown = [sample.to_dict() for sample in samples[:limit]]
-        save_readable_samples(self._run_dir / "samples", rollout_id, shown, limit=limit, evaluation=evaluation)
+        save_readable_samples(
+            self._run_dir / "samples", rollout_id, shown, limit=limit, evaluation=evaluation
+        )
         if self._config.save_debug_rollout_data:
             rows = (sample.to_dict() for sample in samples)
-            save_rollout(self._config.save_debug_rollout_data, rollout_id, rows, evaluation=evaluation)
+            save_rollout(
+                self._config.save_debug_rollout_data, rollout_id, rows, evaluation=evaluation
+            )
 
     def _make_batches(self, rollout_id: int, samples: list[Sample]) -> list[RolloutBatch]:
         if self._dp_size == 0:
             return []
-        layout = {"rollout_id": rollout_id, "dp_size": self._dp_size, "cp_size": self._config.context_parallel_size}
+        layout = {
+            "rollout_id": rollout_id,
+            "dp_size": self._dp_size,
+            "cp_size": self._config.context_parallel_size,
+        }
         convert = self._config.custom_convert_samples_to_train_data_path
         if convert:
-            return batches_from_train_data(load_function(convert)(self._args, samples), self._config, **layout)
+            return batches_from_train_data(
+                load_function(convert)(self._args, samples), self._config, **layout
+            )
         custom_rewards = self._config.custom_reward_post_process_path
         if custom_rewards:
             raw_rewards, rewards = load_function(custom_rewards)(self._args, samples)
@@ -200,7 +234,9 @@ class RolloutManager:
         self, rollout_id: int, samples: list[Sample], extra: dict[str, float], seconds: float
     ) -> dict[str, float]:
         custom_log = self._config.custom_rollout_log_function_path
-        if custom_log and load_function(custom_log)(rollout_id, self._args, samples, extra, seconds):
+        if custom_log and load_function(custom_log)(
+            rollout_id, self._args, samples, extra, seconds
+        ):
             return {}
         return extra | rollout_metrics(samples, self._args, seconds)
 
@@ -215,6 +251,6 @@ def flatten_samples(groups: Any) -> list[Sample]:
         return [groups]
     if isinstance(groups, list | tuple):
         return [sample for group in groups for sample in flatten_samples(group)]
-    raise DataError(f"a rollout function returned {type(groups).__name__} where a Sample or a list of them belongs")
-
-
+    raise DataError(
+        f"a rollout function returned {type(groups).__name__} where a Sample or a list of them belongs"
+    )

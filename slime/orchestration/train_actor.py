@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-
 from slime.config.config import Config
 from slime.data.batch import RolloutBatch
 from slime.engines.control import EngineControl
@@ -32,7 +31,9 @@ class TrainActor:
     """
 
     def __init__(self, rank: int, world_size: int, run_dir: Path) -> None:
-        setup_logging("INFO", f"train rank {rank}", folder=run_dir / "logs", console_level="WARNING")
+        setup_logging(
+            "INFO", f"train rank {rank}", folder=run_dir / "logs", console_level="WARNING"
+        )
         self._rank = rank
         self._world_size = world_size
         self._trainer: Trainer | None = None
@@ -91,13 +92,17 @@ class TrainActor:
         )
         return report.metrics()
 
-    def train(self, rollout_id: int, batch: RolloutBatch) -> tuple[list[dict[str, float]], dict[str, float]]:
+    def train(
+        self, rollout_id: int, batch: RolloutBatch
+    ) -> tuple[list[dict[str, float]], dict[str, float]]:
         """Update the model on this rank's batch; (metrics of each optimizer step, metrics of the rollout)."""
         from slime.training.update import UpdateHooks, run_update
 
         hooks = UpdateHooks.from_config(self._config, self._config.to_namespace())
         with timer("train"):
-            result = run_update(self._ready(), batch, self._config, rollout_id=rollout_id, hooks=hooks)
+            result = run_update(
+                self._ready(), batch, self._config, rollout_id=rollout_id, hooks=hooks
+            )
         steps = [_prefixed("train/", metrics) for metrics in result.step_metrics]
         return steps, _prefixed("rollout/", result.rollout_metrics) | time_metrics(take_timers())
 

@@ -49,7 +49,9 @@ class TrainGroup:
         calls = self._call_all("start", config, master_addr, master_port)
         first: list[int] = wait_for(calls, action="build and load the model", timeout_s=timeout_s)
         if len(set(first)) != 1:
-            raise SlimeError(f"training ranks disagree on the first rollout: {first}; do all nodes see the same --load?")
+            raise SlimeError(
+                f"training ranks disagree on the first rollout: {first}; do all nodes see the same --load?"
+            )
         return first[0]
 
     def connect_engines(self, urls: tuple[str, ...]) -> None:
@@ -70,7 +72,8 @@ class TrainGroup:
     ) -> tuple[list[dict[str, float]], dict[str, float]]:
         """Update the model on one rollout; (metrics of each optimizer step, metrics of the rollout)."""
         ranks_per_batch = len(self._actors) // len(batches)
-        # Data-parallel ranks are the outermost but pipeline ones; with tp = pp = cp = 1 rank and dp_rank are the same.
+        # Data-parallel ranks are the outermost but pipeline ones; with tp = pp = cp = 1 rank and
+        # dp_rank are the same.
         calls = {
             f"train rank {rank}": actor.train.remote(rollout_id, batches[rank // ranks_per_batch])
             for rank, actor in enumerate(self._actors)

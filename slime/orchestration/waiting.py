@@ -15,7 +15,9 @@ logger = logging.getLogger(__name__)
 WARN_AFTER_S = 60.0
 
 
-def wait_for(calls: Mapping[str, "ray.ObjectRef[Any]"], *, action: str, timeout_s: float) -> list[Any]:
+def wait_for(
+    calls: Mapping[str, "ray.ObjectRef[Any]"], *, action: str, timeout_s: float
+) -> list[Any]:
     """Results of `calls`, in order.
 
     Args:
@@ -25,7 +27,8 @@ def wait_for(calls: Mapping[str, "ray.ObjectRef[Any]"], *, action: str, timeout_
 
     Raises:
         DeadlineExceeded: names who has not answered.
-        SlimeError: an actor raised one, or died; a SlimeError raised in an actor comes out as itself.
+        SlimeError: an actor raised one, or died; a SlimeError raised in an actor comes out as
+            itself.
     """
     start = time.monotonic()
     pending = {ref: name for name, ref in calls.items()}
@@ -39,9 +42,12 @@ def wait_for(calls: Mapping[str, "ray.ObjectRef[Any]"], *, action: str, timeout_
         ready, _ = ray.wait(list(pending), num_returns=1, timeout=min(left, WARN_AFTER_S))
         if not ready:
             waited = time.monotonic() - start
-            logger.warning("waiting %.0f s for %s to %s", waited, ", ".join(pending.values()), action)
+            logger.warning(
+                "waiting %.0f s for %s to %s", waited, ", ".join(pending.values()), action
+            )
         for ref in ready:
-            # Look at each call as it ends: one failed rank must not hide behind the others' deadline.
+            # Look at each call as it ends: one failed rank must not hide behind the others'
+            # deadline.
             _raise_failure(ref, pending.pop(ref), action)
     return [_get(ref) for ref in calls.values()]
 
@@ -64,4 +70,6 @@ def _get(ref: "ray.ObjectRef[Any]") -> Any:
     try:
         return ray.get(ref, timeout=60.0)
     except GetTimeoutError as error:
-        raise DeadlineExceeded(f"an object of the Ray store that was ready could not be fetched in 60 s: {ref}") from error
+        raise DeadlineExceeded(
+            f"an object of the Ray store that was ready could not be fetched in 60 s: {ref}"
+        ) from error

@@ -43,17 +43,19 @@ class ParallelLayout:
 class TokenView:
     """This rank's response tokens of one micro-batch, as a loss sees them.
 
-    T counts the response tokens (of all samples in the micro-batch, masked ones included) that this rank owns under
-    context parallelism; prompt and padding tokens never appear.
+    T counts the response tokens (of all samples in the micro-batch, masked ones included) that
+    this rank owns under context parallelism; prompt and padding tokens never appear.
 
     Attributes:
         log_probs: [T] fp32, natural log, temperature applied; carries the gradient.
-        entropy: [T] fp32 of the same distribution; carries the gradient; None unless `TrainStep.needs_entropy`.
+        entropy: [T] fp32 of the same distribution; carries the gradient; None unless
+            `TrainStep.needs_entropy`.
         columns: [T] fp32 slices of `TrainStep.columns`, no gradient.
-        segments: [T] int64, position of the token's sample in the micro-batch, 0 .. num_segments - 1.
+        segments: [T] int64, position of the token's sample in the micro-batch, 0 .. num_segments -
+            1.
         num_segments: samples in the micro-batch.
-        segment_sum: [T] -> [num_segments], the sum over the *whole* response of each sample (summed over context-
-            parallel ranks); differentiable.
+        segment_sum: [T] -> [num_segments], the sum over the *whole* response of each sample
+            (summed over context- parallel ranks); differentiable.
     """
 
     log_probs: Tensor
@@ -69,8 +71,9 @@ class LossTerms:
     """What a loss returns for one micro-batch on one rank.
 
     Attributes:
-        loss: scalar with gradient. The optimizer step's loss is the *sum* of these over micro-batches and over data-
-            and context-parallel ranks: the loss has already been divided by the whole step's denominator.
+        loss: scalar with gradient. The optimizer step's loss is the *sum* of these over
+            micro-batches and over data- and context-parallel ranks: the loss has already been
+            divided by the whole step's denominator.
         metrics: scalars without gradient, summed in the same way.
     """
 
@@ -88,8 +91,8 @@ class TrainStep:
     Attributes:
         batch: this rank's samples.
         plan: which of them, in which micro-batches.
-        columns: name -> one [R] fp32 tensor per sample of `batch` (advantages, old_log_probs, loss_mask, weight, ...);
-            the backend slices each to `TokenView.columns`.
+        columns: name -> one [R] fp32 tensor per sample of `batch` (advantages, old_log_probs,
+            loss_mask, weight, ...); the backend slices each to `TokenView.columns`.
         needs_entropy: compute `TokenView.entropy`.
         step_id: number of the step within the rollout.
     """
@@ -125,8 +128,8 @@ class Trainer(Protocol):
         """Forward, backward, reduce, optimizer step.
 
         Returns:
-            The loss metrics summed over micro-batches and data/context-parallel ranks, the same on every rank, plus
-            `loss`, `grad_norm` and `lr-pg_{i}`.
+            The loss metrics summed over micro-batches and data/context-parallel ranks, the same on
+            every rank, plus `loss`, `grad_norm` and `lr-pg_{i}`.
         """
         ...
 

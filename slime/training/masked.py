@@ -56,7 +56,8 @@ def whiten(
     """
     values = torch.cat([*rows, torch.empty(0)]).double()
     mask = torch.cat([*masks, torch.empty(0)]).double()
-    count, total = sum_over_dp(torch.stack([mask.sum(), masked_sum(values, mask)])).tolist()
+    totals = sum_over_dp(torch.stack([mask.sum(), masked_sum(values, mask)]))
+    count, total = float(totals[0]), float(totals[1])
     centered = values - total / max(count, 1.0)
     squares = float(sum_over_dp(masked_sum(centered.square(), mask)))
     variance = squares / max(count - 1.0, 1.0)

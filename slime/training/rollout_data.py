@@ -134,13 +134,13 @@ def mean_metrics(batch: RolloutBatch, data: RolloutData, sum_over_dp: SumOverDp)
         numbers = [float(v) for v in values if isinstance(v, int | float)]
         names.append(name)
         pairs.append((sum(numbers), float(len(numbers))))
-    totals: list[list[float]] = sum_over_dp(torch.tensor(pairs, dtype=torch.float64)).tolist()
-    counts = [executions] * num_token_metrics + [count for _, count in totals[num_token_metrics:]]
-    return {
-        name: total / count
-        for name, (total, _), count in zip(names, totals, counts, strict=True)
-        if count
-    }
+    totals = sum_over_dp(torch.tensor(pairs, dtype=torch.float64))
+    metrics: Metrics = {}
+    for row, name in enumerate(names):
+        count = executions if row < num_token_metrics else float(totals[row, 1])
+        if count:
+            metrics[name] = float(totals[row, 0]) / count
+    return metrics
 
 
 def _per_execution_sum(

@@ -4,6 +4,7 @@ import datetime
 import socket
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
+from typing import Any
 
 import torch.distributed as dist
 
@@ -23,13 +24,18 @@ class GlooTransport:
     """
 
     def __init__(
-        self, control: EngineControl, *, host: str, timeout_s: float, group_name: str = "slime-weights"
+        self,
+        control: EngineControl,
+        *,
+        host: str,
+        timeout_s: float,
+        group_name: str = "slime-weights",
     ) -> None:
         self._control = control
         self._host = host
         self._timeout = datetime.timedelta(seconds=timeout_s)
         self._group_name = group_name
-        self._group: dist.ProcessGroupGloo | None = None
+        self._group: Any = None
         self._version = ""
 
     def open(self) -> None:
@@ -52,9 +58,13 @@ class GlooTransport:
             },
         )
         try:
-            self._group = make_gloo_group(self._host, port, 0, world_size, self._group_name, self._timeout)
+            self._group = make_gloo_group(
+                self._host, port, 0, world_size, self._group_name, self._timeout
+            )
         except RuntimeError as error:
-            _raise_engine_error(joins, f"the weight group of {world_size} members did not form: {error}")
+            _raise_engine_error(
+                joins, f"the weight group of {world_size} members did not form: {error}"
+            )
         _raise_engine_error(joins)
 
     def send(self, bucket: Bucket) -> Sequence[dict[str, int]]:
@@ -76,35 +86,48 @@ class GlooTransport:
                 flat = tensor.detach().to("cpu").contiguous().view(-1)
                 self._group.broadcast([flat], options).wait(self._timeout)
         except RuntimeError as error:
-            _raise_engine_error(loads, f"broadcast of {bucket.names[0]} … {bucket.names[-1]} failed: {error}")
+            _raise_engine_error(
+                loads, f"broadcast of {bucket.names[0]} … {bucket.names[-1]} failed: {error}"
+            )
         _raise_engine_error(loads)
         return [load.result()["checksums"] for load in loads]
 
     def commit(self, version: str) -> None:
         """Stamp the version on every engine."""
-        self._control.post_all("/update_weight_version", {"new_version": version, "abort_all_requests": False})
+        self._control.post_all(
+            "/update_weight_version", {"new_version": version, "abort_all_requests": False}
+        )
 
     def close(self) -> None:
         """Leave the group; engines that are gone already are no error."""
         if self._group is not None:
-            wait(self._control.start_post_all("/destroy_weights_update_group", {"group_name": self._group_name}))
+            wait(
+                self._control.start_post_all(
+                    "/destroy_weights_update_group", {"group_name": self._group_name}
+                )
+            )
             self._group = None
 
 
 def make_gloo_group(
     host: str, port: int, rank: int, world_size: int, group_name: str, timeout: datetime.timedelta
-) -> dist.ProcessGroupGloo:
+) -> Any:
     """A gloo group of its own, independent of torch's default group; rank 0 holds the store.
 
     Raises:
         RuntimeError: a member is missing after `timeout`.
     """
-    store = dist.TCPStore(host, port, world_size, is_master=rank == 0, timeout=timeout, wait_for_workers=False)
-    options = dist.ProcessGroupGloo._Options()  # pyright: ignore[reportPrivateUsage]
-    # Bind to the address the peers use: gloo's default resolves the host's name, which may be another interface.
-    options._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]  # pyright: ignore
-    options._timeout = timeout  # pyright: ignore[reportPrivateUsage]
-    return dist.ProcessGroupGloo(dist.PrefixStore(group_name, store), rank, world_size, options)
+    # torch has no types for these; their names are public in torch.distributed since 1.x.
+    c10d: Any = dist
+    store = c10d.TCPStore(
+        host, port, world_size, is_master=rank == 0, timeout=timeout, wait_for_workers=False
+    )
+    options = c10d.ProcessGroupGloo._Options()
+    # Bind to the address the peers use: gloo's default resolves the host's name, which may be
+    # another interface.
+    options._devices = [c10d.ProcessGroupGloo.create_device(hostname=host)]
+    options._timeout = timeout
+    return c10d.ProcessGroupGloo(c10d.PrefixStore(group_name, store), rank, world_size, options)
 
 
 def _raise_engine_error(calls: Sequence["Future[Answer]"], otherwise: str | None = None) -> None:
@@ -114,7 +137,9 @@ def _raise_engine_error(calls: Sequence["Future[Answer]"], otherwise: str | None
     except EngineError as error:
         raise WeightSyncError(f"weight sync failed: {error}") from error
     if otherwise is not None:
-        raise WeightSyncError(f"weight sync failed: {otherwise}; see the engines' logs in the run folder")
+        raise WeightSyncError(
+            f"weight sync failed: {otherwise}; see the engines' logs in the run folder"
+        )
 
 
 def _free_port(host: str) -> int:
@@ -122,5 +147,3 @@ def _free_port(host: str) -> int:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
         return port
-
-

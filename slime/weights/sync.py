@@ -49,15 +49,17 @@ def sync_weights(
 ) -> SyncReport:
     """Give every engine the trainer's weights; called on the one sending rank.
 
-    Generation pauses with mode `retract`: running requests go on afterwards with the new weights. When anything fails
-    the engines stay paused, because weights half old and half new must not answer.
+    Generation pauses with mode `retract`: running requests go on afterwards with the new weights.
+    When anything fails the engines stay paused, because weights half old and half new must not
+    answer.
 
     Args:
         named: (Hugging Face name, whole tensor) of every parameter.
         verify: compare checksums of what each engine holds with the trainer's tensors.
 
     Raises:
-        WeightSyncError: an engine refused a tensor, or holds other values than it was sent; names the tensor.
+        WeightSyncError: an engine refused a tensor, or holds other values than it was sent; names
+            the tensor.
     """
     report = SyncReport(version)
     clock = _Laps()
@@ -86,11 +88,17 @@ def verify_bucket(
     Raises:
         WeightSyncError: names the engine and the first tensor that is missing or differs.
     """
-    sent = {name: checksum(tensor) for name, tensor in zip(bucket.names, bucket.tensors, strict=True)}
+    sent = {
+        name: checksum(tensor) for name, tensor in zip(bucket.names, bucket.tensors, strict=True)
+    }
     for url, found in zip(urls, engine_sums, strict=True):
         for name, expected in sent.items():
             if found.get(name) != expected:
-                state = "is missing there" if name not in found else f"has checksum {found[name]}, sent {expected}"
+                state = (
+                    "is missing there"
+                    if name not in found
+                    else f"has checksum {found[name]}, sent {expected}"
+                )
                 raise WeightSyncError(
                     f"{url} does not hold the weights it was sent: {name} {state}. The engines stay paused; restart "
                     "the run from its last checkpoint, and report this with the engine's log."

@@ -1,6 +1,7 @@
 """The quickstart's tiny model and task, and a way to run train.py as a user does."""
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,11 +16,14 @@ ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "examples" / "quickstart"
 RUN_TIMEOUT_S = 240
 
-MODEL_ARGS = (
-    "--num-layers 2 --hidden-size 96 --ffn-hidden-size 288 --num-attention-heads 3 --group-query-attention "
-    "--num-query-groups 1 --kv-channels 32 --qk-layernorm --normalization RMSNorm --norm-epsilon 1e-6 --swiglu "
-    "--disable-bias-linear --use-rotary-position-embeddings --rotary-base 10000 --vocab-size 58"
-).split()
+MODEL_ARGS = shlex.split(
+    """
+    --num-layers 2 --hidden-size 96 --ffn-hidden-size 288 --num-attention-heads 3
+    --group-query-attention --num-query-groups 1 --kv-channels 32
+    --qk-layernorm --normalization RMSNorm --norm-epsilon 1e-6 --swiglu --disable-bias-linear
+    --use-rotary-position-embeddings --rotary-base 10000 --vocab-size 58
+    """
+)
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,11 @@ class Run:
 def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
     """A tiny random model and a little data, made by the quickstart's own scripts."""
     path = tmp_path_factory.mktemp("work")
-    sizes = "--num-demos 128 --num-prompts 96 --num-held-out 16".split()
-    for command in (["middle_letter.py", str(path / "data"), *sizes], ["make_model.py", str(path / "model")]):
+    sizes = ["--num-demos", "128", "--num-prompts", "96", "--num-held-out", "16"]
+    for command in (
+        ["middle_letter.py", str(path / "data"), *sizes],
+        ["make_model.py", str(path / "model")],
+    ):
         subprocess.run([sys.executable, str(QUICKSTART / command[0]), *command[1:]], check=True)
     return Work(path)
 
@@ -58,7 +65,15 @@ def train(work: Work) -> Callable[..., Run]:
 
     def run(name: str, flags: str, script: str = "train.py") -> Run:
         folder = work.path / name
-        argv = [*MODEL_ARGS, "--device", "cpu", "--actor-num-gpus-per-node", "1", "--run-dir", str(folder)]
+        argv = [
+            *MODEL_ARGS,
+            "--device",
+            "cpu",
+            "--actor-num-gpus-per-node",
+            "1",
+            "--run-dir",
+            str(folder),
+        ]
         argv += flags.format(work=work.path).split()
         env = {**os.environ, "PYTHONPATH": str(QUICKSTART), "OMP_NUM_THREADS": "1"}
         env.pop("RAY_ADDRESS", None)

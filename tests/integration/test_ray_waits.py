@@ -60,7 +60,7 @@ def test_an_error_of_ours_comes_out_as_itself(worker):
 
 
 def test_a_bug_in_an_actor_names_the_actor(worker):
-    with pytest.raises(SlimeError, match="train rank 0 failed to start(.|\n)*some bug"):
+    with pytest.raises(SlimeError, match=r"train rank 0 failed to start(.|\n)*some bug"):
         wait_for({"train rank 0": worker.crash.remote()}, action="start", timeout_s=30.0)
 
 
@@ -73,14 +73,18 @@ def test_a_deadline_names_only_who_is_late(worker, tmp_path):
     other = ray.remote(Worker).options(num_cpus=0).remote()
     assert wait_for({"other": other.work.remote()}, action="start", timeout_s=30.0) == [7]
     calls = {"fast": other.work.remote(), "slow": worker.hang.remote(str(tmp_path / "stop"))}
-    with pytest.raises(DeadlineExceeded, match="^slow: did not sync within 2 s"):
+    with pytest.raises(DeadlineExceeded, match=r"^slow: did not sync within 2 s"):
         wait_for(calls, action="sync", timeout_s=2.0)
     (tmp_path / "stop").touch()
 
 
 def test_a_placement_that_does_not_fit_says_what_was_asked_and_what_is_free():
-    too_many = ClusterConfig(device="cpu", actor_num_gpus_per_node=4000, rollout_num_gpus=2, startup_timeout_s=1.0)
-    with pytest.raises(DeadlineExceeded, match=r"no room for 4002 slots .*training 4000, rollout 2.*free now"):
+    too_many = ClusterConfig(
+        device="cpu", actor_num_gpus_per_node=4000, rollout_num_gpus=2, startup_timeout_s=1.0
+    )
+    with pytest.raises(
+        DeadlineExceeded, match=r"no room for 4002 slots .*training 4000, rollout 2.*free now"
+    ):
         make_placement(too_many, device="cpu", train=True, rollout=True)
 
 

@@ -19,7 +19,8 @@ def first(train: Callable[..., object]) -> object:
     """Two rounds of GRPO with evaluation, checkpoints and a dump of the rollouts."""
     return train(
         "first",
-        GRPO + "--num-rollout 2 --save {work}/ckpt --save-interval 1 --save-hf {work}/hf-{{rollout_id}} "
+        GRPO
+        + "--num-rollout 2 --save {work}/ckpt --save-interval 1 --save-hf {work}/hf-{{rollout_id}} "
         "--eval-interval 1 --eval-prompt-data held_out {work}/data/held_out.jsonl --eval-temperature 0 "
         "--eval-max-response-len 8 --use-tensorboard --save-debug-rollout-data {work}/dump-{{rollout_id}}.jsonl "
         "--over-sampling-batch-size 6",
@@ -37,8 +38,10 @@ def test_trainer_and_engines_agree_on_every_step(first) -> None:
     assert max(first.series("train/train_rollout_logprob_abs_diff")[::2]) < 1e-4
 
 
-def test_weights_changed_and_every_sync_was_verified(first) -> None:
-    assert first.series("perf/update_weights_verify_time") and min(first.series("train/grad_norm")) >= 0
+def test_weights_changed_and_every_sync_was_verified(first, work) -> None:
+    assert len(first.series("perf/update_weights_verify_time")) == 3
+    before, after = (work.path / name / "model.safetensors" for name in ("hf-0", "hf-1"))
+    assert before.read_bytes() != after.read_bytes()
 
 
 def test_run_folder_holds_config_metrics_samples_and_checkpoints(first, work) -> None:
@@ -54,13 +57,14 @@ def test_run_folder_holds_config_metrics_samples_and_checkpoints(first, work) ->
 def test_the_one_step_off_driver_resumes_from_the_checkpoint(first, train) -> None:
     resumed = train("resumed", GRPO + "--num-rollout 4 --load {work}/ckpt", script="train_async.py")
     assert resumed.code == 0, resumed.output[-3000:]
-    assert [int(step) for step in resumed.series("rollout/step")][0] >= 1
+    assert min(resumed.series("rollout/step")) >= 1
     assert len(resumed.series("rollout/raw_reward")) == 2
 
 
 def test_saved_rollouts_train_without_engines(first, train) -> None:
     replay = train(
-        "replay", GRPO + "--num-rollout 2 --load-debug-rollout-data {work}/dump-{{rollout_id}}.jsonl"
+        "replay",
+        GRPO + "--num-rollout 2 --load-debug-rollout-data {work}/dump-{{rollout_id}}.jsonl",
     )
     assert replay.code == 0, replay.output[-3000:]
     # The same data and the same initial weights: the first step is the one of the first run.

@@ -1,8 +1,8 @@
-"""FakeTrainer: the Trainer protocol on one tiny torch model, without Megatron and without processes.
+"""FakeTrainer: the Trainer protocol on one tiny torch model, without Megatron or processes.
 
-Data-parallel ranks are threads (`run_ranks`) that share a `VirtualGroup`; context-parallel ranks are
-threads inside a rank that share one autograd graph. Everything is fp64, so that results of different
-cuts may be compared to the last few digits.
+Data-parallel ranks are threads (`run_ranks`) that share a `VirtualGroup`; context-parallel ranks
+are threads inside a rank that share one autograd graph. Everything is fp64, so that results of
+different cuts may be compared to the last few digits.
 """
 
 import copy
@@ -89,7 +89,7 @@ class TinyModel(nn.Module):
 
 
 class FakeTrainer:
-    """One data-parallel rank. `calls` lists the methods called; `gradient` is that of the last step."""
+    """One data-parallel rank. `calls` lists the methods called; `gradient` is the last step's."""
 
     def __init__(
         self,
@@ -187,7 +187,9 @@ class FakeTrainer:
             self._forward(step.batch, p, ModelTag.ACTOR, step.needs_entropy) for p in micro_batch
         ]
         log_probs = torch.cat([log_probs for log_probs, _ in outputs])
-        entropy = torch.cat([e for _, e in outputs if e is not None]) if step.needs_entropy else None
+        entropy = (
+            torch.cat([e for _, e in outputs if e is not None]) if step.needs_entropy else None
+        )
         columns = {n: torch.cat([c[p] for p in micro_batch]) for n, c in step.columns.items()}
         lengths = torch.tensor([step.batch.response_lengths[p] for p in micro_batch])
         segments = torch.arange(len(micro_batch)).repeat_interleave(lengths)

@@ -3,7 +3,7 @@
 import json
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,16 @@ _TINY_QWEN3: dict[str, Any] = {
 
 
 def trainer_config(model: str | Path, *words: str) -> Config:
-    """The configuration of a CPU run on a Hugging Face folder, through the real command line."""
+    """The configuration of a CPU run on a Hugging Face folder, through the real command line.
+
+    Adam's epsilon is large: an ordinary one turns gradients of rounding noise into whole steps.
+    """
     flags = megatron_flags_from_hf(read_hf_config(model))
     common = (
         f"--hf-checkpoint {model} --device cpu --num-rollout 3 --rollout-batch-size 4 "
         "--n-samples-per-prompt 2 --global-batch-size 8 --lr 1e-3 --lr-decay-style constant "
-        "--weight-decay 0.01 --adam-beta1 0.9 --adam-beta2 0.95 --actor-num-gpus-per-node 1 "
-        "--rollout-num-gpus 1 --make-vocab-size-divisible-by 8 --debug-train-only "
+        "--weight-decay 0.01 --adam-beta1 0.9 --adam-beta2 0.95 --adam-eps 1e-5 "
+        "--actor-num-gpus-per-node 1 --rollout-num-gpus 1 --make-vocab-size-divisible-by 8 --debug-train-only "
         "--disable-rollout-global-dataset"
     )
     return load_config([*common.split(), *flags, *words])
@@ -77,6 +80,32 @@ def random_batch(
         sample_indices=everything,
         truncated=(False,) * num_samples,
         steps=(step_plan([everything], masks),),
+    )
+
+
+def rank_batch(
+    batch: RolloutBatch, rank: int, dp_size: int, micro_batches: int = 2
+) -> RolloutBatch:
+    """Every dp_size-th sample, with the denominators of the whole step."""
+    mine = range(rank, len(batch), dp_size)
+    own = tuple(range(len(mine)))
+    plan = step_plan([own[i::micro_batches] for i in range(micro_batches)], batch.loss_masks.rows())
+
+    def pick(column: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(column[i] for i in mine)
+
+    return replace(
+        batch,
+        tokens=batch.tokens.select(mine),
+        response_lengths=pick(batch.response_lengths),
+        loss_masks=batch.loss_masks.select(mine),
+        rewards=pick(batch.rewards),
+        raw_rewards=pick(batch.raw_rewards),
+        rollout_ids=pick(batch.rollout_ids),
+        rollout_mask_sums=pick(batch.rollout_mask_sums),
+        sample_indices=pick(batch.sample_indices),
+        truncated=pick(batch.truncated),
+        steps=(plan,),
     )
 
 
@@ -169,6 +198,7 @@ def reference_run(
         [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}],
         lr=lr,
         betas=(0.9, 0.95),
+        eps=1e-5,
     )
     losses: list[float] = []
     norms: list[float] = []
@@ -236,7 +266,8 @@ def make_tiny_qwen3(
 ) -> str:
     """Write a random Qwen3 (about 0.13 M parameters) without transformers; returns the folder.
 
-    Norms differ from 1 and matrices are large, so that a test notices what lands in the wrong place.
+    Norms differ from 1 and matrices are large, so that a test notices what lands in the wrong
+    place.
 
     Args:
         changes: keys of `config.json` that differ.

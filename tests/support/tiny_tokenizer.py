@@ -20,7 +20,8 @@ CHARACTERS = "\n" + "".join(sorted(set(string.printable) - set(string.whitespace
 
 CHATML_TEMPLATE = """\
 {%- if tools %}{{- '<|im_start|>system\\n# Tools\\n' }}
-{%- for tool in tools %}{{- tool | tojson }}{{- '\\n' }}{%- endfor %}{{- '<|im_end|>\\n' }}{%- endif %}
+{%- for tool in tools %}{{- tool | tojson }}{{- '\\n' }}{%- endfor %}
+{{- '<|im_end|>\\n' }}{%- endif %}
 {%- for message in messages %}
 {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
 {%- endfor %}

@@ -2,9 +2,9 @@
 
 import argparse
 import contextlib
+import functools
 import io
 import logging
-import math
 import os
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -40,7 +40,7 @@ _FORCED: dict[str, Any] = {
     "masked_softmax_fusion": False,  # Apex
     "no_persist_layer_norm": True,  # Apex
     "transformer_impl": "local",
-    "use_gloo_process_groups": True,
+    "use_gloo_process_groups": False,  # for checkpoint formats we do not write
     "tokenizer_type": "NullTokenizer",
     "mock_data": False,
 }
@@ -68,7 +68,7 @@ def parse_megatron_args(
     _set_required_values(args, config, device)
     for name, value in _FORCED.items():
         setattr(args, name, value)
-    _refuse_unbuilt(args)
+    _refuse_unbuilt_args(args)
     if args.tensor_model_parallel_size > 1 or args.context_parallel_size > 1:
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     _validate(args)
@@ -84,13 +84,18 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
+    args = _parser().parse_args(list(words))
+    args._is_global_batch_size_explicitly_specified = args.global_batch_size is not None
+    return args
+
+
+@functools.cache
+def _parser() -> _Parser:
     parser = _Parser(allow_abbrev=False, add_help=False)
     with without_warnings():
         add_megatron_arguments(parser)
     parser.set_defaults(**_DEFAULTS)
-    args = parser.parse_args(list(words))
-    args._is_global_batch_size_explicitly_specified = args.global_batch_size is not None
-    return args
+    return parser
 
 
 def _set_required_values(args: argparse.Namespace, config: Config, device: torch.device) -> None:
@@ -109,16 +114,30 @@ def _set_required_values(args: argparse.Namespace, config: Config, device: torch
 
 def _train_iters(config: Config) -> int:
     """Optimizer steps of the whole run, which stretches the learning-rate schedule."""
-    if config.num_rollout is None or config.global_batch_size is None:
+    rounds, prompts = config.num_rollout, config.rollout_batch_size
+    if rounds is None or prompts is None or config.global_batch_size is None:
         raise ConfigError(
-            "The trainer needs num_rollout and global_batch_size; give --num-rollout (or "
-            "--num-epoch) and --global-batch-size (or --num-steps-per-rollout)."
+            "The trainer needs num_rollout, rollout_batch_size and global_batch_size; give "
+            "--num-rollout (or --num-epoch), --rollout-batch-size and --global-batch-size (or "
+            "--num-steps-per-rollout)."
         )
-    samples = config.num_rollout * config.rollout_batch_size * config.n_samples_per_prompt
+    samples = rounds * prompts * config.n_samples_per_prompt
     return max(samples // config.global_batch_size, 1)
 
 
-def _refuse_unbuilt(args: argparse.Namespace) -> None:
+def refuse_unbuilt(config: Config) -> None:
+    """Name the flags that the backend does not know yet, instead of leaving them without effect."""
+    if config.use_stateless_adam:
+        raise ConfigError("--use-stateless-adam is not supported yet.")
+    if config.mtp_num_layers or config.enable_mtp_training:
+        raise ConfigError("Multi-token prediction (--mtp-num-layers) is not supported yet.")
+    if config.offload_train and torch.cuda.is_available():
+        raise ConfigError(
+            "--offload-train is not supported yet; give trainer and engines their own GPUs."
+        )
+
+
+def _refuse_unbuilt_args(args: argparse.Namespace) -> None:
     for name in _UNBUILT_SIZES:
         if getattr(args, name) > 1:
             flag = "--" + name.replace("_", "-")
@@ -151,11 +170,3 @@ def _validate(args: argparse.Namespace) -> None:
     except (AssertionError, ValueError, RuntimeError) as error:
         raise ConfigError(f"Megatron refuses its arguments: {error}") from error
     logger.debug("%s", output.getvalue())
-
-
-def padded_vocab_size(args: argparse.Namespace, vocab_size: int) -> int:
-    """Rows of the embedding: as given, else the vocabulary rounded up as Megatron does."""
-    if args.padded_vocab_size is not None:
-        return args.padded_vocab_size
-    multiple = args.make_vocab_size_divisible_by * args.tensor_model_parallel_size
-    return math.ceil(vocab_size / multiple) * multiple

@@ -1,22 +1,22 @@
-"""Megatron checkpoints (`torch_dist`): what to start from, saving and loading.
+"""Megatron checkpoints (`torch_dist`): saving and loading.
 
 A checkpoint is `{save}/iter_{rollout_id:07d}`, named in `{save}/latest_checkpointed_iteration.txt`
 once it is whole.
 """
 
 import argparse
-import logging
 import os
 import random
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
+from megatron.core import dist_checkpointing, tensor_parallel
+from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.strategies.fully_parallel import (
     FullyParallelLoadStrategyWrapper,
@@ -31,127 +31,15 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 )
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
-from torch.distributed import checkpoint as torch_checkpoint
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.state_dict_saver import save as save_state_dict
 
 from slime.backends.megatron.optimizer import megatron_optimizers, torch_optimizers
+from slime.backends.megatron.parallel import dp_cp_group, pp_group, tp_group
+from slime.backends.megatron.sources import LATEST_NAME, Source
 from slime.config.config import Config
 from slime.errors import CheckpointError
-
-logger = logging.getLogger(__name__)
-
-LATEST_NAME = "latest_checkpointed_iteration.txt"
-_RELEASE = "release"
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where weights come from.
-
-    Attributes:
-        kind: a Hugging Face folder, or one iteration of a Megatron checkpoint.
-        path: the folder that holds the tensors.
-        iteration: of a Megatron checkpoint; None for a "release", which has weights only.
-    """
-
-    kind: Literal["hf", "megatron"]
-    path: Path
-    iteration: int | None = None
-
-
-@dataclass(frozen=True)
-class Start:
-    """What a run starts from.
-
-    Attributes:
-        source: of the weights.
-        resumes: optimizer, scheduler and random state come from it too, and rollouts are counted
-            on.
-    """
-
-    source: Source
-    resumes: bool
-
-
-def find_source(path: str, step: int | None = None) -> Source | None:
-    """What a folder holds; None when it is neither kind of checkpoint.
-
-    Args:
-        step: iteration to take instead of the latest.
-
-    Raises:
-        CheckpointError: a Megatron checkpoint without the iteration it names.
-    """
-    folder = Path(path)
-    if (folder / LATEST_NAME).is_file():
-        word = str(step) if step is not None else (folder / LATEST_NAME).read_text().strip()
-        iteration = None if word == _RELEASE else _iteration(word, folder)
-        source = folder / (_RELEASE if iteration is None else f"iter_{iteration:07d}")
-        if not (source / "metadata.json").is_file():
-            raise CheckpointError(
-                f"{folder} should hold {source.name}, but {source} is missing or not whole; "
-                f"restore it, or write the number of one that is whole into {folder / LATEST_NAME}."
-            )
-        return Source("megatron", source, iteration)
-    if (folder / "config.json").is_file():
-        return Source("hf", folder)
-    return None
-
-
-def _iteration(word: str, folder: Path) -> int:
-    if not word.isdigit():
-        raise CheckpointError(
-            f"{folder / LATEST_NAME} holds {word!r}; it should be a number or {_RELEASE!r}."
-        )
-    return int(word)
-
-
-def resolve_start(config: Config, *, load_step: int | None = None) -> Start:
-    """--load if it holds a checkpoint, else --ref-load; --hf-checkpoint when neither is given.
-
-    Raises:
-        CheckpointError: a folder was given but nothing can be loaded: a run never starts from
-        nothing.
-    """
-    if config.load is None and config.ref_load is None:
-        return Start(_required(config.hf_checkpoint, "--hf-checkpoint"), resumes=False)
-    if config.load is not None:
-        source = find_source(config.load, load_step)
-        if source is not None:
-            has_state = source.kind == "megatron" and source.iteration is not None
-            return Start(source, resumes=has_state and not config.finetune)
-        if config.ref_load is None:
-            raise CheckpointError(
-                f"--load {config.load} holds neither {LATEST_NAME} nor config.json, and there is "
-                "no --ref-load to start from; check the path, or leave --load out to start from "
-                "--hf-checkpoint."
-            )
-        logger.warning(
-            "--load %s holds no checkpoint; starting at rollout 0 from --ref-load %s",
-            config.load,
-            config.ref_load,
-        )
-    return Start(_required(config.ref_load, "--ref-load", config.ref_ckpt_step), resumes=False)
-
-
-def reference_source(config: Config) -> Source:
-    """--ref-load, else --hf-checkpoint: the weights a first start had.
-
-    Raises:
-        CheckpointError: it holds no checkpoint.
-    """
-    if config.ref_load is not None:
-        return _required(config.ref_load, "--ref-load", config.ref_ckpt_step)
-    return _required(config.hf_checkpoint, "--hf-checkpoint")
-
-
-def _required(path: str | None, flag: str, step: int | None = None) -> Source:
-    source = None if path is None else find_source(path, step)
-    if source is None:
-        raise CheckpointError(
-            f"{flag} {path} is neither a Hugging Face folder (config.json) nor a Megatron "
-            f"checkpoint ({LATEST_NAME}); check the path."
-        )
-    return source
 
 
 @dataclass(frozen=True)
@@ -179,11 +67,10 @@ def save_checkpoint(
     dist.barrier()
     content = _sharded_content(state, with_optimizer=with_optimizer, is_loading=False)
     content |= {"iteration": rollout_id, "checkpoint_version": 3.0, "args": _plain(state.args)}
-    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     dist_checkpointing.save(
         content,
         str(partial),
-        FullyParallelSaveStrategyWrapper(_DirectSave(), group),  # pyright: ignore[reportArgumentType]
+        FullyParallelSaveStrategyWrapper(_DirectSave(), dp_cp_group()),  # pyright: ignore[reportArgumentType]
         content_metadata={k: v for k, v in _metadata().items() if k != "dp_cp_group"},
     )
     dist.barrier()
@@ -230,15 +117,21 @@ def load_train_state(state: TrainState, source: Source, config: Config) -> None:
 
 
 def _load(content: dict[str, Any], source: Source) -> dict[str, Any]:
-    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-    strategy = FullyParallelLoadStrategyWrapper(TorchDistLoadShardedStrategy(), group)
+    strategy: Any = FullyParallelLoadStrategyWrapper(TorchDistLoadShardedStrategy(), dp_cp_group())
     try:
         return dist_checkpointing.load(content, str(source.path), strategy)  # pyright: ignore[reportArgumentType, reportReturnType]
-    except dist_checkpointing.core.CheckpointingException as error:
+    except (CheckpointingException, CheckpointException) as error:
         raise CheckpointError(
-            f"{source.path} does not fit this model: {error}. Check MODEL_ARGS; --no-load-optim "
-            "skips an optimizer state that was not saved, --no-load-rng a random state."
+            f"{source.path} does not fit this model: {_reason(error)}. Check MODEL_ARGS; "
+            "--no-load-optim skips an optimizer state that was not saved, --no-load-rng a random "
+            "state."
         ) from error
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, CheckpointException):  # one error per rank, each with its traceback
+        return str(next(iter(error.failures.values()))[0])
+    return str(error)
 
 
 def _metadata() -> dict[str, Any]:
@@ -247,7 +140,7 @@ def _metadata() -> dict[str, Any]:
         "distrib_optim_fully_reshardable_mem_efficient": False,
         "singleton_local_shards": False,
         "chained_optim_avoid_prefix": True,
-        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+        "dp_cp_group": dp_cp_group(),
     }
 
 
@@ -266,7 +159,7 @@ def _sharded_content(
     return content
 
 
-def _load_optimizer(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None:
+def _load_optimizer(optimizer: MegatronOptimizer, loaded: dict[Any, Any]) -> None:
     """Restore hyper-parameters, moments and main weights.
 
     Megatron's own order trips over the step counter of torch's Adam: it looks it up among the
@@ -296,15 +189,15 @@ def _rng_state() -> ShardedObject:
         "np_rng_state": np.random.get_state(),
         "torch_rng_state": torch.get_rng_state(),
         "cuda_rng_state": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "rng_tracker_states": tensor_parallel.get_cuda_rng_tracker().get_states(),
+        "rng_tracker_states": _rng_tracker().get_states(),
     }
-    pp, tp = (
-        parallel_state.get_pipeline_model_parallel_group(),
-        parallel_state.get_tensor_model_parallel_group(),
-    )
-    replica = parallel_state.get_data_parallel_rank(with_context_parallel=True)
+    pp, tp = pp_group(), tp_group()
     return ShardedObject(
-        "rng_state", [state], (pp.size(), tp.size()), (pp.rank(), tp.rank()), replica_id=replica
+        "rng_state",
+        [state],
+        (pp.size(), tp.size()),
+        (pp.rank(), tp.rank()),
+        replica_id=dp_cp_group().rank(),
     )
 
 
@@ -314,7 +207,11 @@ def _set_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch_rng_state"])
     if state["cuda_rng_state"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda_rng_state"])
-    tensor_parallel.get_cuda_rng_tracker().set_states(state["rng_tracker_states"])
+    _rng_tracker().set_states(state["rng_tracker_states"])
+
+
+def _rng_tracker() -> Any:
+    return tensor_parallel.get_cuda_rng_tracker()
 
 
 def _plain(args: argparse.Namespace) -> argparse.Namespace:
@@ -334,9 +231,9 @@ class _DirectSave(TorchDistSaveShardedStrategy):
         renamed, _, _ = _replace_state_dict_keys_with_sharded_keys(
             sharded_state_dict, self.keep_only_main_replica
         )
-        torch_checkpoint.save(
+        save_state_dict(
             mcore_to_pyt_state_dict(renamed, False),
-            storage_writer=torch_checkpoint.FileSystemWriter(checkpoint_dir),
+            storage_writer=FileSystemWriter(checkpoint_dir),
             planner=MCoreSavePlanner(
                 dedup_replicated_tensors=False,
                 flatten_state_dict=False,

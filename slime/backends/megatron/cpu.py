@@ -184,10 +184,12 @@ def _all_to_all_single(
     output: Any, input: Any, output_splits: Any = None, input_splits: Any = None, **kwargs: Any
 ) -> Any:
     # The MoE dispatcher leaves its split sizes as CPU tensors, which gloo does not take.
-    splits = [
-        s.tolist() if isinstance(s, torch.Tensor) else s for s in (output_splits, input_splits)
-    ]
-    return torch.distributed.all_to_all_single(output, input, *splits, **kwargs)
+    def plain(splits: Any) -> Any:
+        return splits.tolist() if isinstance(splits, torch.Tensor) else splits
+
+    return torch.distributed.all_to_all_single(
+        output, input, plain(output_splits), plain(input_splits), **kwargs
+    )
 
 
 def _is_cuda(device: object) -> bool:

@@ -7,7 +7,7 @@ from datetime import timedelta
 import numpy as np
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state, tensor_parallel
+from megatron.core import tensor_parallel
 
 from slime.config.config import Config
 from slime.errors import ConfigError
@@ -61,38 +61,6 @@ def join_process_group(
         world_size=world_size,
         timeout=timedelta(minutes=config.distributed_timeout_minutes),
         device_id=device if device.type == "cuda" else None,
-    )
-
-
-def build_parallel_groups(config: Config) -> ParallelLayout:
-    """Megatron's groups for the sizes of the config, and this rank's place in them.
-
-    Groups of an earlier trainer in this process are dropped.
-    """
-    if parallel_state.model_parallel_is_initialized():
-        parallel_state.destroy_model_parallel()
-    parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=config.tensor_model_parallel_size,
-        pipeline_model_parallel_size=config.pipeline_model_parallel_size,
-        virtual_pipeline_model_parallel_size=config.virtual_pipeline_model_parallel_size,
-        context_parallel_size=config.context_parallel_size,
-        expert_model_parallel_size=config.expert_model_parallel_size,
-        expert_tensor_parallel_size=config.expert_tensor_parallel_size,
-        distributed_timeout_minutes=config.distributed_timeout_minutes,
-    )
-    return ParallelLayout(
-        world_size=dist.get_world_size(),
-        rank=dist.get_rank(),
-        dp_size=parallel_state.get_data_parallel_world_size(),
-        dp_rank=parallel_state.get_data_parallel_rank(),
-        tp_size=parallel_state.get_tensor_model_parallel_world_size(),
-        tp_rank=parallel_state.get_tensor_model_parallel_rank(),
-        pp_size=parallel_state.get_pipeline_model_parallel_world_size(),
-        pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
-        cp_size=parallel_state.get_context_parallel_world_size(),
-        cp_rank=parallel_state.get_context_parallel_rank(),
-        ep_size=parallel_state.get_expert_model_parallel_world_size(),
-        ep_rank=parallel_state.get_expert_model_parallel_rank(),
     )
 
 

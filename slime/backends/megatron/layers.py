@@ -5,7 +5,6 @@ The parameters' names and shapes are those of Megatron's own local spec, so chec
 Megatron load.
 """
 
-import math
 from functools import partial
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
@@ -29,6 +29,7 @@ from megatron.core.transformer.transformer_layer import (
     TransformerLayer,
     TransformerLayerSubmodules,
 )
+from megatron.core.typed_torch import apply_module
 from torch import Tensor
 
 from slime.backends.megatron.kernels import put_back, rms_norm, rotate, swiglu, take
@@ -63,7 +64,10 @@ class PackedRotary(RotaryEmbedding):
             return packed.position_ids
         return super().get_rotary_seq_len(*args, **kwargs)
 
-    def forward(self, max_seq_len: Any, *args: Any, **kwargs: Any) -> Tensor:
+    # The stock method is cached by its arguments; positions are not worth a cache.
+    def forward(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, max_seq_len: Any, *args: Any, **kwargs: Any
+    ) -> Tensor:
         """[2, T, 1, 1, D_rot / 2] fp32 cosines and sines for positions [T], else stock angles."""
         if not isinstance(max_seq_len, Tensor):
             return super().forward(max_seq_len, *args, **kwargs)
@@ -87,7 +91,8 @@ class PackedSelfAttention(SelfAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """(output [T, 1, H], bias not yet added) from hidden states [T, 1, H]."""
         assert isinstance(packed_seq_params, Packed), "slime's attention runs on packs only"
-        query, key, value = self.get_query_key_value_tensors(hidden_states)
+        heads: Any = self.get_query_key_value_tensors(hidden_states)
+        query, key, value = heads
         if rotary_pos_emb is not None:
             cos, sin = rotary_pos_emb.to(query.dtype).unbind(0)
             turn = partial(rotate, cos=cos, sin=sin, is_interleaved=self.config.rotary_interleaved)
@@ -97,10 +102,16 @@ class PackedSelfAttention(SelfAttention):
                 query, key, value, attention_mask, packed_seq_params=packed_seq_params
             )
         else:
-            context = self.core_attention(
-                query, key, value, attention_mask, packed_seq_params=packed_seq_params
+            context = apply_module(self.core_attention)(
+                query,
+                key,
+                value,
+                attention_mask,
+                attn_mask_type=self.attn_mask_type,
+                attention_bias=None,
+                packed_seq_params=packed_seq_params,
             )
-        return self.linear_proj(context)
+        return apply_module(self.linear_proj)(context)
 
 
 class VarlenAttention(MegatronModule):
@@ -118,19 +129,23 @@ class VarlenAttention(MegatronModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(config=config)
-        self.scale = softmax_scale or 1.0 / math.sqrt(k_channels or config.kv_channels)
+        channels = k_channels or config.kv_channels
+        assert channels is not None, "set by TransformerConfig"
+        self.scale = softmax_scale or channels**-0.5
 
     def forward(
         self,
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | None,
         *,
-        packed_seq_params: Packed,
-        **kwargs: Any,
+        attn_mask_type: AttnMaskType,
+        attention_bias: Tensor | None,
+        packed_seq_params: PackedSeqParams | None,
     ) -> Tensor:
         """[T, 1, heads x D] from [T, 1, heads, D]."""
+        assert isinstance(packed_seq_params, Packed), "slime's attention runs on packs only"
         q, k, v = query.squeeze(1), key.squeeze(1), value.squeeze(1)
         if packed_seq_params.padded is None:
             out = _varlen_attention(q, k, v, packed_seq_params, self.scale)
@@ -143,7 +158,7 @@ def _varlen_attention(q: Tensor, k: Tensor, v: Tensor, packed: Packed, scale: fl
     """[T, heads, D] by torch's variable-length kernel, CUDA only."""
     from torch.nn.attention.varlen import varlen_attn
 
-    return varlen_attn(
+    out = varlen_attn(
         q,
         k,
         v,
@@ -152,8 +167,10 @@ def _varlen_attention(q: Tensor, k: Tensor, v: Tensor, packed: Packed, scale: fl
         packed.max_seqlen_q,
         packed.max_seqlen_kv,
         scale=scale,
-        window_size=(-1, 0),
+        window_size=(-1, 0),  # causal
     )
+    assert isinstance(out, Tensor)
+    return out
 
 
 def _padded_attention(
@@ -169,8 +186,8 @@ def _padded_attention(
         take(x, layout.gather, layout.scatter).split(sizes) for x in (q, k, v)
     )
     outs = [
-        _batched_attention(*tensors, bucket, scale)
-        for *tensors, bucket in zip(q_slots, k_slots, v_slots, layout.buckets, strict=True)
+        _batched_attention(one, two, three, bucket, scale)
+        for one, two, three, bucket in zip(q_slots, k_slots, v_slots, layout.buckets, strict=True)
     ]
     return put_back(outs[0] if len(outs) == 1 else torch.cat(outs), layout.scatter)
 
@@ -193,8 +210,8 @@ class SwiGLUMLP(MLP):
         self, hidden_states: Tensor, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         """(output [T, 1, H], bias not yet added) from [T, 1, H]."""
-        both, bias = self.linear_fc1(hidden_states)
-        return self.linear_fc2(swiglu(both if bias is None else both + bias))
+        both, bias = apply_module(self.linear_fc1)(hidden_states)
+        return apply_module(self.linear_fc2)(swiglu(both if bias is None else both + bias))
 
 
 def dense_layer_spec(config: TransformerConfig) -> ModuleSpec:
@@ -202,6 +219,7 @@ def dense_layer_spec(config: TransformerConfig) -> ModuleSpec:
     qk_norm = RMSNorm if config.qk_layernorm else IdentityOp
     is_swiglu = config.gated_linear_unit and config.activation_func == F.silu
     mlp = SwiGLUMLP if is_swiglu else MLP
+    residual: Any = get_bias_dropout_add
     attention = SelfAttentionSubmodules(
         linear_qkv=ColumnParallelLinear,
         core_attention=VarlenAttention,
@@ -218,7 +236,7 @@ def dense_layer_spec(config: TransformerConfig) -> ModuleSpec:
                 params={"attn_mask_type": AttnMaskType.causal},
                 submodules=attention,
             ),
-            self_attn_bda=get_bias_dropout_add,
+            self_attn_bda=residual,
             pre_mlp_layernorm=RMSNorm,
             mlp=partial(
                 mlp.as_mlp_submodule,
@@ -226,7 +244,7 @@ def dense_layer_spec(config: TransformerConfig) -> ModuleSpec:
                     linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear
                 ),
             ),
-            mlp_bda=get_bias_dropout_add,
+            mlp_bda=residual,
             # Names on disk are those of the fused layers of TransformerEngine, as in stock specs.
             sharded_state_dict_keys_map={
                 "input_layernorm.": "self_attention.linear_qkv.layer_norm_",

@@ -4,9 +4,10 @@ import argparse
 import dataclasses
 import importlib
 import inspect
+import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from megatron.core import parallel_state, tensor_parallel
@@ -17,6 +18,11 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.training.arguments import core_transformer_config_from_args
 
 from slime.backends.megatron.layers import PackedRotary, dense_block_spec
+from slime.backends.megatron.named_weights import Architecture
+from slime.backends.megatron.parallel import cp_group
+from slime.checkpoint.convert import check_hf_against_flags
+from slime.checkpoint.hf import read_hf_config
+from slime.checkpoint.mapping import ModelDims, load_mapping
 from slime.config.config import Config
 from slime.errors import ConfigError
 from slime.plugins import load_function
@@ -70,7 +76,7 @@ def _freeze(model: torch.nn.Module, config: Config) -> None:
 def bare_model(model: torch.nn.Module) -> torch.nn.Module:
     """The model inside its wrappers."""
     while isinstance(model, DistributedDataParallel | Float16Module):
-        model = model.module
+        model = cast(torch.nn.Module, model.module)
     return model
 
 
@@ -93,6 +99,7 @@ def ddp_config(args: argparse.Namespace) -> DistributedDataParallelConfig:
 def _gpt_model(
     args: argparse.Namespace, transformer: TransformerConfig, padded_vocab_size: int
 ) -> GPTModel:
+    assert transformer.kv_channels is not None, "set by TransformerConfig"
     model = GPTModel(
         config=transformer,
         transformer_layer_spec=_layer_spec(args, transformer),
@@ -118,7 +125,7 @@ def _gpt_model(
         rope_scaling=args.use_rope_scaling,
         rope_scaling_factor=args.rope_scaling_factor,
         use_cpu_initialization=transformer.use_cpu_initialization,
-        cp_group=parallel_state.get_context_parallel_group(),
+        cp_group=cp_group(),
     )
     return model
 
@@ -138,3 +145,29 @@ def _user_provider(config: Config) -> Callable[[bool, bool], torch.nn.Module]:
     takes_stage = "vp_stage" in inspect.signature(provider).parameters
     extra = {"vp_stage": None} if takes_stage else {}
     return lambda pre, post: provider(pre, post, **extra)
+
+
+def find_architecture(config: Config, args: argparse.Namespace) -> Architecture:
+    """Mapping and sizes of the model in --hf-checkpoint, which the arguments have to describe.
+
+    Raises:
+        ConfigError: they describe another one.
+        CheckpointError: the folder is none, or of an architecture without a mapping.
+    """
+    if config.hf_checkpoint is None:
+        raise ConfigError(
+            "The trainer needs --hf-checkpoint: it names the architecture of the weights."
+        )
+    hf_config = read_hf_config(config.hf_checkpoint)
+    check_hf_against_flags(hf_config, args)
+    dims = ModelDims.from_hf_config(hf_config)
+    dims = dims.with_padded_vocab(_padded_vocab_size(args, dims.vocab_size))
+    return Architecture(load_mapping(str(hf_config.get("model_type"))), dims)
+
+
+def _padded_vocab_size(args: argparse.Namespace, vocab_size: int) -> int:
+    """Rows of the embedding: as given, else the vocabulary rounded up as Megatron does."""
+    if args.padded_vocab_size is not None:
+        return args.padded_vocab_size
+    multiple = args.make_vocab_size_divisible_by * args.tensor_model_parallel_size
+    return math.ceil(vocab_size / multiple) * multiple

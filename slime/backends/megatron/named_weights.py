@@ -4,14 +4,15 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 from torch import Tensor
 
+from slime.backends.megatron.parallel import gather_over_tp, tp_group
 from slime.checkpoint.hf import HfFolder, check_names, write_hf_folder
-from slime.checkpoint.mapping import BoundEntry, Mapping, ModelDims
+from slime.checkpoint.mapping import Mapping, ModelDims
 
 _LOCAL_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 
@@ -26,8 +27,8 @@ class Architecture:
 
 def global_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
     """(name with the layer's number in the whole model, parameter) of an unwrapped GPTModel."""
-    layers = model.get_submodule("decoder.layers")
-    numbers = [int(layer.layer_number) - 1 for layer in layers.children()]  # pyright: ignore[reportArgumentType]
+    layers: Any = model.get_submodule("decoder.layers")
+    numbers = [layer.layer_number - 1 for layer in layers]
     for name, parameter in model.named_parameters():
         found = _LOCAL_LAYER.fullmatch(name)
         if found is not None:
@@ -44,18 +45,9 @@ def named_weights(
     """
     for name, parameter in global_parameters(model):
         bound = architecture.mapping.bind(name, architecture.dims)
-        whole = _gather(parameter.detach(), bound)
+        whole = bound.unshard(gather_over_tp(parameter.detach()))
         if not bound.is_alias:
             yield from zip(bound.hf_names, bound.to_hf(whole), strict=True)
-
-
-def _gather(local: Tensor, bound: BoundEntry) -> Tensor:
-    group = parallel_state.get_tensor_model_parallel_group()
-    if group.size() == 1:
-        return bound.unshard([local])
-    parts = [torch.empty_like(local) for _ in range(group.size())]
-    dist.all_gather(parts, local.contiguous(), group=group)
-    return bound.unshard(parts)
 
 
 @torch.no_grad()
@@ -65,8 +57,7 @@ def load_hf(model: torch.nn.Module, architecture: Architecture, path: str | Path
     Raises:
         CheckpointError: the folder's tensors are not those of the architecture.
     """
-    rank = parallel_state.get_tensor_model_parallel_rank()
-    size = parallel_state.get_tensor_model_parallel_world_size()
+    rank, size = tp_group().rank(), tp_group().size()
     mapping, dims = architecture.mapping, architecture.dims
     with HfFolder(path) as folder:
         check_names(

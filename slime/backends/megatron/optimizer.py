@@ -12,6 +12,7 @@ from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
+from slime.backends.megatron.stock import without_warnings
 from slime.config.config import Config
 from slime.errors import ConfigError
 
@@ -92,6 +93,14 @@ def build_scheduler(
     )
 
 
+@without_warnings()
+def zero_gradients(model: DistributedDataParallel, optimizer: MegatronOptimizer) -> None:
+    """Clear the gradient buffers, and what points into them."""
+    model.zero_grad_buffer()
+    optimizer.zero_grad()
+
+
+@without_warnings()
 def guarded_step(optimizer: MegatronOptimizer, clip_grad: float) -> tuple[bool, float]:
     """(whether the weights were updated, norm of the gradient before clipping); collective.
 

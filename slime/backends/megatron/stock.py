@@ -8,12 +8,13 @@ from collections.abc import Iterator
 
 from slime.backends.megatron import cpu
 
-# All of Megatron that the backend uses, so that later imports run no module code.
+# What the backend will use, imported while other processes still start.
 _MODULES = (
     "megatron.core.models.gpt",
     "megatron.core.optimizer",
     "megatron.core.dist_checkpointing",
     "megatron.training.arguments",
+    "torch._dynamo",  # torch's optimizers import it when the first one is built: a second
 )
 
 
@@ -26,6 +27,8 @@ def load_megatron() -> None:
     """
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     logging.getLogger("megatron").setLevel(logging.ERROR)
+    # torch's checkpoint writer logs two lines per tensor, past the level of the root logger.
+    logging.getLogger("c10d-NullHandler-dcp_logger").setLevel(logging.ERROR)
     with without_warnings():
         cpu.install()
         for name in _MODULES:

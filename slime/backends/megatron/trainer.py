@@ -2,59 +2,44 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
-from megatron.core.distributed import finalize_model_grads
-from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from slime.backends.megatron.arguments import padded_vocab_size, parse_megatron_args
+from slime.backends.megatron.arguments import parse_megatron_args, refuse_unbuilt
 from slime.backends.megatron.checkpoint import (
-    Source,
     TrainState,
-    find_source,
     load_model_weights,
     load_train_state,
-    reference_source,
-    resolve_start,
     save_checkpoint,
 )
-from slime.backends.megatron.forward import (
-    LogProbOptions,
-    ResponseOutputs,
-    forward_responses,
-    token_view,
-)
+from slime.backends.megatron.forward import LogProbOptions
 from slime.backends.megatron.initialize import (
-    build_parallel_groups,
     choose_device,
     join_process_group,
     seed_everything,
 )
-from slime.backends.megatron.model import bare_model, build_model
-from slime.backends.megatron.named_weights import (
-    Architecture,
-    load_hf,
-    named_weights,
-    save_hf,
-)
+from slime.backends.megatron.model import bare_model, build_model, find_architecture
+from slime.backends.megatron.named_weights import load_hf, named_weights, save_hf
 from slime.backends.megatron.optimizer import (
     build_optimizer,
     build_scheduler,
     guarded_step,
     reset_moments,
+    zero_gradients,
 )
-from slime.backends.megatron.pack import MicroBatch, pack_micro_batch
+from slime.backends.megatron.parallel import build_groups, dp_group
+from slime.backends.megatron.passes import Passes, sum_gradients
+from slime.backends.megatron.sources import (
+    Source,
+    find_source,
+    reference_source,
+    resolve_start,
+)
 from slime.backends.megatron.stock import without_warnings
 from slime.backends.megatron.weight_copies import WeightCopies
-from slime.checkpoint.convert import check_hf_against_flags
-from slime.checkpoint.hf import read_hf_config
-from slime.checkpoint.mapping import ModelDims, load_mapping
 from slime.config.config import Config
 from slime.data.batch import RolloutBatch
 from slime.errors import CheckpointError, ConfigError
@@ -96,13 +81,13 @@ class MegatronTrainer:
         master_addr: str,
         master_port: int,
     ) -> None:
-        _refuse_unbuilt(config)
+        refuse_unbuilt(config)
         self._config = config
         self._device = choose_device(config, local_rank)
         self._args = parse_megatron_args(
             config, device=self._device, rank=rank, world_size=world_size
         )
-        self._architecture = _architecture(config, self._args)
+        self._architecture = find_architecture(config, self._args)
         join_process_group(
             config,
             device=self._device,
@@ -111,14 +96,14 @@ class MegatronTrainer:
             master_addr=master_addr,
             master_port=master_port,
         )
-        self.layout = build_parallel_groups(config)
+        self.layout = build_groups(config)
         seed_everything(config.seed, self.layout)
         facts = {k: v for k, v in vars(self._args).items() if k not in vars(config)}
         self._plugin_args = config.to_namespace(**facts)
         _call_hook(config.custom_megatron_init_path, self._plugin_args)
-        with without_warnings():
-            self._build()
+        self._build()
 
+    @without_warnings()
     def _build(self) -> None:
         self._model = build_model(
             self._args,
@@ -130,14 +115,17 @@ class MegatronTrainer:
         self._optimizer = build_optimizer(self._args, self._model)
         self._scheduler = build_scheduler(self._args, self._config, self._optimizer)
         self._copies = WeightCopies(self._bare)
-        self._log_prob_options = LogProbOptions(
+        options = LogProbOptions(
             temperature=self._config.rollout_temperature,
             chunk_size=self._config.log_probs_chunk_size,
             vocab_size=self._architecture.dims.vocab_size,
         )
+        # A GPU builds kernels per shape, so it sees few of them; a CPU would compute the padding.
+        multiple = self._config.data_pad_size_multiplier if self._device.type == "cuda" else 1
+        self._passes = Passes(self._model, options, device=self._device, pad_multiple=multiple)
         transformer: Any = self._model.config
         transformer.grad_scale_func = self._optimizer.scale_loss
-        transformer.finalize_model_grads_func = _sum_gradients
+        transformer.finalize_model_grads_func = sum_gradients
         if self._args.overlap_grad_reduce:
             transformer.no_sync_func = self._model.no_sync
         if self._args.overlap_param_gather:
@@ -149,9 +137,9 @@ class MegatronTrainer:
 
     # Loading and saving
 
+    @without_warnings()
     def load(self) -> int:
-        """Load weights, training state when resuming, and the other models; the first rollout to
-        run.
+        """Load the weights of all models, and training state when resuming; the first rollout.
 
         Raises:
             CheckpointError: there is nothing to start from, or it is of another model.
@@ -162,14 +150,16 @@ class MegatronTrainer:
             load_train_state(self._state, start.source, self._config)
         else:
             self._load_weights(start.source)
-        self._weights_have_changed()
+        if not start.resumes or self._config.no_load_optim:
+            # Main weights of higher precision follow the model's; loaded ones are better than that.
+            self._optimizer.reload_model_params()
         if self._config.keep_old_actor:
             self._copies.store(ModelTag.OLD_ACTOR)
-        first = (
-            0 if start.source.iteration is None or not start.resumes else start.source.iteration + 1
-        )
+        first = self._config.start_rollout_id
+        if first is None:
+            first = start.first_rollout
         logger.info("loaded %s (%s); first rollout %d", start.source.path, start.source.kind, first)
-        return first if self._config.start_rollout_id is None else self._config.start_rollout_id
+        return first
 
     def _load_copies(self) -> None:
         """Reference and teacher pass through the live weights, before the actor's own come."""
@@ -190,10 +180,7 @@ class MegatronTrainer:
         else:
             load_model_weights(self._bare, source)
 
-    def _weights_have_changed(self) -> None:
-        # The optimizer's main weights, of higher precision or sharded, follow the model's.
-        self._optimizer.reload_model_params()
-
+    @without_warnings()
     def save(self, rollout_id: int) -> None:
         """Write `{save}/iter_{rollout_id:07d}`; collective."""
         if self._config.save is None:
@@ -240,23 +227,12 @@ class MegatronTrainer:
         """Log-probs of the response tokens, a whole [R] fp32 CPU tensor per sample."""
         hook = self._config.custom_megatron_before_log_prob_hook_path
         _call_hook(hook, self._plugin_args, [self._model], _STORE_PREFIX[model])
-        micro_batches = [samples for plan in batch.steps for samples in plan.micro_batches]
         is_live = model is ModelTag.ACTOR or (
             model is ModelTag.OLD_ACTOR and model not in self._copies
         )
-        with self._gathered_weights():
-            swap = contextlib.nullcontext() if is_live else self._copies.swapped_in(model)
-            self._model.eval()
-            with swap, torch.no_grad():
-                outputs = self._run(
-                    batch, micro_batches, _collect_log_probs, needs_entropy=False, trains=False
-                )
-        rows: list[Tensor] = [torch.zeros(length) for length in batch.response_lengths]
-        for samples, values in zip(micro_batches, outputs, strict=True):
-            lengths = [batch.response_lengths[i] for i in samples]
-            for i, row in zip(samples, values.cpu().split(lengths), strict=True):
-                rows[i] = row
-        return rows
+        swap = contextlib.nullcontext() if is_live else self._copies.swapped_in(model)
+        with self._gathered_weights(), swap:
+            return self._passes.log_probs(batch)
 
     def values(self, batch: RolloutBatch) -> list[Tensor]:
         """The critic's values; no critic is built yet."""
@@ -269,17 +245,8 @@ class MegatronTrainer:
         if step.step_id == 0 and self._config.reset_optimizer_states:
             reset_moments(self._optimizer)
         self._call_before_step(step)
-        self._model.zero_grad_buffer()
-        self._optimizer.zero_grad()
-        self._model.train()
-        finish = partial(_apply_loss, loss_fn=loss_fn, step=step)
-        terms = self._run(
-            step.batch,
-            step.plan.micro_batches,
-            finish,
-            needs_entropy=step.needs_entropy,
-            trains=True,
-        )
+        zero_gradients(self._model, self._optimizer)
+        metrics = self._passes.accumulate_gradients(step, loss_fn)
         lrs = [float(group["lr"]) for group in self._optimizer.param_groups]
         is_updated, grad_norm = guarded_step(self._optimizer, self._args.clip_grad)
         if is_updated:
@@ -291,14 +258,13 @@ class MegatronTrainer:
                 step.step_id,
                 grad_norm,
             )
-        metrics = self._sum_metrics(terms)
         metrics |= {"grad_norm": grad_norm, "step_skipped": float(not is_updated)}
         return metrics | {f"lr-pg_{i}": lr for i, lr in enumerate(lrs)}
 
     def sum_over_dp(self, tensor: Tensor) -> Tensor:
         """Sum of `tensor` over the data-parallel ranks, on its device; it stays as it is."""
         total = tensor.to(self._device, copy=True)
-        dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
+        dist.all_reduce(total, group=dp_group())
         return total.to(tensor.device)
 
     def sleep(self) -> None:
@@ -306,53 +272,6 @@ class MegatronTrainer:
 
     def wake_up(self) -> None:
         """Nothing on CPU."""
-
-    def _run(
-        self,
-        batch: RolloutBatch,
-        micro_batches: Sequence[tuple[int, ...]],
-        finish: Callable[..., Any],
-        *,
-        needs_entropy: bool,
-        trains: bool,
-    ) -> list[Any]:
-        """Forward (and backward) over the micro-batches; what `finish` made of each."""
-
-        def step(packs: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[Any, Any]:
-            micro = next(packs)
-            outputs = forward_responses(
-                model, micro, self._log_prob_options, needs_entropy=needs_entropy
-            )
-            return outputs, partial(finish, micro=micro)
-
-        return get_forward_backward_func()(
-            forward_step_func=step,
-            data_iterator=iter(self._packs(batch, micro_batches)),
-            model=[self._model],
-            num_microbatches=len(micro_batches),
-            seq_length=self._args.seq_length,
-            micro_batch_size=1,
-            forward_only=not trains,
-            collect_non_loss_data=not trains,
-        )
-
-    def _packs(
-        self, batch: RolloutBatch, micro_batches: Sequence[tuple[int, ...]]
-    ) -> Iterator[MicroBatch]:
-        # A GPU's kernels are built per shape; a CPU would only compute the padding.
-        multiple = self._config.data_pad_size_multiplier if self._device.type == "cuda" else 1
-        for samples in micro_batches:
-            yield pack_micro_batch(batch, samples, device=self._device, multiple=multiple)
-
-    def _sum_metrics(self, terms: list[dict[str, Tensor]]) -> Metrics:
-        """Sums over micro-batches and ranks; one collective."""
-        names = sorted(terms[0])
-        sums = torch.stack([torch.stack([term[name].float() for name in names]) for term in terms])
-        total = sums.sum(0)
-        dist.all_reduce(
-            total, group=parallel_state.get_data_parallel_group(with_context_parallel=True)
-        )
-        return dict(zip(names, total.tolist(), strict=True))
 
     def _call_before_step(self, step: TrainStep) -> None:
         _call_hook(
@@ -363,50 +282,6 @@ class MegatronTrainer:
             [self._model],
             self._optimizer,
             self._scheduler,
-        )
-
-
-def _collect_log_probs(
-    outputs: ResponseOutputs, *, micro: MicroBatch, non_loss_data: bool
-) -> Tensor:
-    return outputs.log_probs
-
-
-def _apply_loss(
-    outputs: ResponseOutputs, *, micro: MicroBatch, loss_fn: LossFn, step: TrainStep
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """(loss, number of tokens, metrics) as Megatron's schedules take them; they divide nothing."""
-    terms = loss_fn(token_view(outputs, micro, step.columns))
-    metrics = {name: value.detach() for name, value in terms.metrics.items()}
-    no_tokens = torch.zeros((), dtype=torch.int, device=terms.loss.device)
-    return terms.loss, no_tokens, metrics | {"loss": terms.loss.detach()}
-
-
-def _sum_gradients(model: list[Any], num_tokens: Tensor | None = None, **kwargs: Any) -> None:
-    """Reduce gradients over ranks without Megatron's division by tokens: the losses had theirs."""
-    finalize_model_grads(model, None, **kwargs)
-
-
-def _architecture(config: Config, args: Any) -> Architecture:
-    if config.hf_checkpoint is None:
-        raise ConfigError(
-            "The trainer needs --hf-checkpoint: it names the architecture of the weights."
-        )
-    hf_config = read_hf_config(config.hf_checkpoint)
-    check_hf_against_flags(hf_config, args)
-    dims = ModelDims.from_hf_config(hf_config)
-    dims = dims.with_padded_vocab(padded_vocab_size(args, dims.vocab_size))
-    return Architecture(load_mapping(str(hf_config.get("model_type"))), dims)
-
-
-def _refuse_unbuilt(config: Config) -> None:
-    if config.use_stateless_adam:
-        raise ConfigError("--use-stateless-adam is not supported yet.")
-    if config.mtp_num_layers or config.enable_mtp_training:
-        raise ConfigError("Multi-token prediction (--mtp-num-layers) is not supported yet.")
-    if config.offload_train and torch.cuda.is_available():
-        raise ConfigError(
-            "--offload-train is not supported yet; give trainer and engines their own GPUs."
         )
 
 

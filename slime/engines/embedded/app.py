@@ -31,6 +31,7 @@ from slime.engines.protocol import (
 )
 from slime.errors import (
     CheckpointError,
+    EngineError,
     EngineProtocolError,
     EngineUnavailable,
     WeightSyncError,
@@ -63,7 +64,7 @@ class EngineApp:
         self._checked = checked
         self._maker = maker
         self._scheduler = scheduler
-        self.loop = EngineLoop(scheduler, self._deliver)
+        self.loop = EngineLoop(scheduler, self._deliver, self._end_process)
         self._control = Controller(self.loop, ParameterStore(checked.runner.model))
         self._asyncio: asyncio.AbstractEventLoop | None = None
         self._waiting: dict[RequestGroup, asyncio.Future[None]] = {}
@@ -133,6 +134,11 @@ class EngineApp:
         with contextlib.suppress(RuntimeError):  # the HTTP loop is closed: nobody waits any more
             self._asyncio.call_soon_threadsafe(self._resolve, groups, progress)
 
+    def _end_process(self) -> None:
+        """On the engine thread, after it failed: nothing here can serve again."""
+        assert self._asyncio is not None
+        self._asyncio.call_soon_threadsafe(_exit)
+
     def _resolve(self, groups: list[RequestGroup], progress: list[Request]) -> None:
         for request in progress:
             queue = None if request.group is None else self._streams.get(request.group)
@@ -156,6 +162,7 @@ class EngineApp:
         if call.stream:
             return await self._stream(http, call, group)
         await self._run(group)
+        _raise_server_errors(group)
         answers = [answer(request, self._maker.detokenizer) for request in group.requests]
         return _json(answers if call.as_list else answers[0])
 
@@ -325,6 +332,20 @@ class EngineApp:
         return {"weight_version": self._scheduler.weight_version}
 
 
+def _exit() -> None:
+    raise web.GracefulExit
+
+
+def _raise_server_errors(group: RequestGroup) -> None:
+    """Answer with an error status what the engine ended for a fault of its own, as SGLang does."""
+    for request in group.requests:
+        status = (request.finish or {}).get("status_code")
+        if status == 503:
+            raise EngineUnavailable(str((request.finish or {}).get("message")))
+        if status is not None:
+            raise EngineError(str((request.finish or {}).get("message")))
+
+
 def _version() -> str:
     try:
         return metadata.version("slime")
@@ -364,25 +385,28 @@ def _demand_key(api_key: str) -> Any:
     expected = f"Bearer {api_key}"
 
     @web.middleware
-    async def check(http: web.Request, handler: Handler) -> web.StreamResponse:
-        given = http.headers.get("Authorization", "")
-        if http.path not in _OPEN_PATHS and not hmac.compare_digest(given, expected):
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        given = request.headers.get("Authorization", "")
+        if request.path not in _OPEN_PATHS and not hmac.compare_digest(given, expected):
             return _json(error_answer("wrong or missing API key", "Unauthorized"), 401)
-        return await handler(http)
+        return await handler(request)
 
     return check
 
 
 @web.middleware
-async def _errors_as_json(http: web.Request, handler: Handler) -> web.StreamResponse:
+async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Errors a caller can act on, with their status; anything else stays a 500 with a traceback."""
     try:
-        return await handler(http)
+        return await handler(request)
     except (CheckpointError, WeightSyncError) as error:
-        logger.error("%s: %s", http.path, error)
+        logger.error("%s: %s", request.path, error)
         return _json(update_answer(False, str(error)), 400)
     except EngineProtocolError as error:
-        logger.warning("%s refused: %s", http.path, error)
+        logger.warning("%s refused: %s", request.path, error)
         return _json(error_answer(str(error), "BadRequestError"), 400)
     except (EngineUnavailable, TimeoutError) as error:
         return _json(error_answer(str(error) or "timeout", "ServiceUnavailable"), 503)
+    except EngineError as error:
+        logger.error("%s: %s", request.path, error)
+        return _json(error_answer(str(error), "InternalServerError"), 500)

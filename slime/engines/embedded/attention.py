@@ -54,8 +54,9 @@ def slots_attention(
 
 def register_slots_attention() -> None:
     """Make `slots` known to transformers; masks are those of sdpa (boolean)."""
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    from transformers import masking_utils, modeling_utils
 
-    ALL_ATTENTION_FUNCTIONS.register(SLOTS, slots_attention)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(SLOTS, sdpa_mask)
+    functions: Any = modeling_utils.ALL_ATTENTION_FUNCTIONS
+    masks: Any = masking_utils
+    functions.register(SLOTS, slots_attention)
+    masks.ALL_MASK_ATTENTION_FUNCTIONS.register(SLOTS, masks.sdpa_mask)

@@ -26,12 +26,20 @@ class EngineLoop:
     Args:
         scheduler: nobody else may touch it afterwards; `call` runs code on its thread.
         deliver: called on the engine thread; must return at once.
+        on_failure: called there after the last delivery when the loop ended by an error.
     """
 
-    def __init__(self, scheduler: Scheduler, deliver: Deliver) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        deliver: Deliver,
+        on_failure: Callable[[], None] = lambda: None,
+    ) -> None:
         self._scheduler = scheduler
         self._deliver = deliver
+        self._on_failure = on_failure
         self._inbox: deque[Callable[[], None]] = deque()
+        self._open: set[Request] = set()
         self._wake = threading.Event()
         self._is_stopping = False
         self._failure: BaseException | None = None
@@ -78,6 +86,7 @@ class EngineLoop:
         self._wake.set()
 
     def _add_all(self, requests: tuple[Request, ...]) -> None:
+        self._open.update(requests)
         for request in requests:
             self._scheduler.add(request)
 
@@ -120,6 +129,7 @@ class EngineLoop:
         finished, scheduler.finished = scheduler.finished, []
         progress, scheduler.progress = scheduler.progress, []
         complete: list[RequestGroup] = []
+        self._open.difference_update(finished)
         for request in finished:
             group = request.group
             if request.stream:
@@ -133,7 +143,8 @@ class EngineLoop:
     def _close(self) -> None:
         """End all requests and refuse calls that came too late to run."""
         reason = f"the engine has stopped: {self._failure or 'shutting down'}"
-        for request in [*self._scheduler.table.requests, *self._scheduler.waiting]:
+        # Not the scheduler's own lists: a step that failed half-way may have a request in neither.
+        for request in self._open.difference(self._scheduler.finished):
             request.finish = finish_abort(reason, 503)
             self._scheduler.finished.append(request)
         self._hand_over()
@@ -141,3 +152,5 @@ class EngineLoop:
             late = self._inbox.popleft()
             if isinstance(late, partial) and late.func == self._settle:
                 late.args[0].set_exception(EngineUnavailable(reason))
+        if self._failure is not None:
+            self._on_failure()

@@ -4,17 +4,9 @@ import sys
 from pathlib import Path
 
 from slime.config.config import Config
+from slime.config.states import EMBEDDED_ENGINE_OPTIONS
 from slime.engines.servers import ServerSpec, command_line
 from slime.errors import ConfigError
-
-# SGLang options that mean something to the embedded engine too; it has the same names.
-SHARED_OPTIONS = (
-    "context_length",
-    "max_running_requests",
-    "log_level",
-    "served_model_name",
-    "api_key",
-)
 
 
 def launch(config: Config, *, index: int, host: str, port: int, log_dir: Path) -> ServerSpec:
@@ -26,10 +18,10 @@ def launch(config: Config, *, index: int, host: str, port: int, log_dir: Path) -
     Raises:
         ConfigError: an `--sglang-*` option that only SGLang has.
     """
-    unknown = sorted(set(config.sglang_argv) - set(SHARED_OPTIONS))
+    unknown = sorted(set(config.sglang_argv) - set(EMBEDDED_ENGINE_OPTIONS))
     if unknown:
         names = ", ".join("--sglang-" + name.replace("_", "-") for name in unknown)
-        known = ", ".join("--sglang-" + name.replace("_", "-") for name in SHARED_OPTIONS)
+        known = ", ".join("--sglang-" + name.replace("_", "-") for name in EMBEDDED_ENGINE_OPTIONS)
         raise ConfigError(
             f"the embedded CPU engine has no {names}; it knows {known}. Leave them out on a CPU."
         )

@@ -27,7 +27,7 @@ class CausalMasks:
     """
 
     def __init__(self, config: Any, *, additive: bool, dtype: torch.dtype) -> None:
-        layer_types = set(getattr(config, "layer_types", None) or ())
+        layer_types: set[str] = set(getattr(config, "layer_types", None) or ())
         if unknown := layer_types - {FULL, SLIDING}:
             raise EngineError(
                 f"the embedded engine cannot run layers of type {', '.join(sorted(unknown))} "

@@ -1,16 +1,16 @@
 """ModelRunner: a Hugging Face causal LM that reads prompts and writes tokens over a SlotCache."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from slime.engines.embedded.arrays import as_tensor
 from slime.engines.embedded.attention import SLOTS, register_slots_attention
 from slime.engines.embedded.cache import SlotCache
 from slime.engines.embedded.masks import CausalMasks
@@ -31,14 +31,11 @@ def load_model(path: str, *, dtype: torch.dtype, trust_remote_code: bool = False
     Raises:
         EngineError: the folder holds no causal LM that transformers can load.
     """
-    from transformers import AutoModelForCausalLM
+    import transformers
 
-    if not (Path(path) / "config.json").is_file():
-        raise EngineError(
-            f"--model-path {path}: no config.json there; give a folder with a Hugging Face model"
-        )
+    auto: Any = transformers.AutoModelForCausalLM
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = auto.from_pretrained(
             path, dtype=dtype, local_files_only=True, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
@@ -107,7 +104,7 @@ class ModelRunner:
             lengths: [B] tokens each slot holds so far, so also the new token's position.
             kv_length: how many cached tokens to read; more than every entry of `lengths`.
         """
-        positions = torch.from_numpy(lengths)[:, None]
+        positions = as_tensor(lengths)[:, None]
         cache.plan_decode(positions[:, 0], kv_length)
         hidden = self._run(ids[:, None], positions, positions, kv_length, cache)
         return self.logits(hidden[:, 0])
@@ -120,7 +117,7 @@ class ModelRunner:
     @torch.inference_mode()
     def token_log_probs(self, hidden: Tensor, targets: NDArray[np.int64]) -> NDArray[np.float32]:
         """[N] fp32 log-probs, temperature 1, of `targets` [N] after hidden states [N, H]."""
-        chosen = torch.from_numpy(targets)
+        chosen = as_tensor(targets)
         parts: list[Tensor] = []
         for start in range(0, len(targets), _LOGIT_ROWS):
             logits = self.logits(hidden[start : start + _LOGIT_ROWS])
@@ -133,7 +130,7 @@ class ModelRunner:
         """[S, V] fp32 logits of one sequence by the model's own code, without cache or our
         masks."""
         with self._reference_attention():
-            output = self.model(input_ids=torch.from_numpy(ids)[None], use_cache=False)
+            output = self.model(input_ids=as_tensor(ids)[None], use_cache=False)
         return output.logits[0].float()
 
     def _run(
@@ -145,7 +142,7 @@ class ModelRunner:
         cache: SlotCache,
     ) -> Tensor:
         output = self._decoder(
-            input_ids=torch.from_numpy(ids),
+            input_ids=as_tensor(ids),
             attention_mask=self.masks.make(mask_positions, num_keys),
             position_ids=positions,
             past_key_values=cache,
@@ -154,7 +151,7 @@ class ModelRunner:
         return output.last_hidden_state
 
     @contextmanager
-    def _reference_attention(self) -> Iterator[None]:
+    def _reference_attention(self) -> Generator[None]:
         """Eager attention, which every model has, while the block runs."""
         ours = self.attention
         self.model.set_attn_implementation("eager")
@@ -168,15 +165,17 @@ def stop_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     """End-of-sequence ids of config, generation config and tokenizer together, as in SGLang."""
     found: set[int] = set()
     for source in (model.config.get_text_config(), model.generation_config, tokenizer):
-        ids = None if source is None else source.eos_token_id
-        found.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
+        ids: Any = None if source is None else source.eos_token_id
+        many = cast(list[int], ids if isinstance(ids, list) else [ids])
+        found.update(many if ids is not None else [])
     return tuple(sorted(found))
 
 
 def _context_length(config: Any, asked: int | None) -> int:
-    trained = getattr(config, "max_position_embeddings", None)
-    if asked is None and trained is None:
+    trained: int | None = getattr(config, "max_position_embeddings", None)
+    length = trained if asked is None else asked
+    if length is None:
         raise EngineError("the model's config names no context length; give --context-length")
     if asked is not None and trained is not None and asked > trained:
         logger.warning("--context-length %d exceeds the %d the model was made for", asked, trained)
-    return int(asked if asked is not None else trained)
+    return length

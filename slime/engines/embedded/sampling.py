@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from slime.engines.embedded.arrays import as_tensor
 from slime.engines.protocol import SamplingParams
 
 
@@ -42,7 +43,7 @@ def sample(
     """
     scaled = logits
     if (columns.temperature != 1.0).any():
-        scaled = logits / torch.from_numpy(columns.temperature)[:, None]
+        scaled = logits / as_tensor(columns.temperature)[:, None]
     normalizer = torch.logsumexp(scaled, -1, keepdim=True)
     tokens = _choose(scaled, normalizer, columns)
     log_probs = (scaled.gather(1, tokens[:, None]) - normalizer)[:, 0]
@@ -60,12 +61,12 @@ def _choose(scaled: Tensor, normalizer: Tensor, columns: SamplingColumns) -> Ten
     if not is_cut.any():
         return tokens
     if is_greedy.any():
-        rows = torch.from_numpy(np.flatnonzero(is_greedy))
+        rows = as_tensor(np.flatnonzero(is_greedy))
         tokens[rows] = scaled[rows].argmax(-1)
     is_cut &= ~is_greedy
     if is_cut.any():
         chosen = np.flatnonzero(is_cut)
-        rows = torch.from_numpy(chosen)
+        rows = as_tensor(chosen)
         tokens[rows] = _choose_truncated(probs[rows], columns, chosen)
     return tokens
 
@@ -78,9 +79,9 @@ def _choose_truncated(probs: Tensor, columns: SamplingColumns, chosen: NDArray[n
     ordered, ids = torch.sort(probs, dim=-1, descending=True, stable=True)
     before = ordered.cumsum(-1) - ordered
     rank = torch.arange(probs.shape[1])[None]
-    keep = rank < torch.from_numpy(columns.top_k[chosen])[:, None]
-    keep &= before <= torch.from_numpy(columns.top_p[chosen])[:, None]
-    keep &= ordered >= ordered[:, :1] * torch.from_numpy(columns.min_p[chosen])[:, None]
+    keep = rank < as_tensor(columns.top_k[chosen])[:, None]
+    keep &= before <= as_tensor(columns.top_p[chosen])[:, None]
+    keep &= ordered >= ordered[:, :1] * as_tensor(columns.min_p[chosen])[:, None]
     keep[:, 0] = True
     place = _invert_cdf((ordered * keep).cumsum(-1), columns.uniform[chosen])
     return ids.gather(1, place[:, None])[:, 0]
@@ -89,7 +90,7 @@ def _choose_truncated(probs: Tensor, columns: SamplingColumns, chosen: NDArray[n
 def _invert_cdf(cumulative: Tensor, uniform: NDArray[np.float64]) -> Tensor:
     """[B] first column whose cumulative weight exceeds uniform x total; never one of weight 0."""
     total = cumulative[:, -1]
-    target = torch.from_numpy(uniform).to(total.dtype) * total
+    target = as_tensor(uniform).to(total.dtype) * total
     # Rounding can lift the target to the total itself, beyond every column.
     target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
     place = torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
@@ -107,7 +108,7 @@ def edit_logits(
         stop_ids: end the answer; impossible while it has fewer than `min_new_tokens` tokens.
     """
     if params.has_penalties and len(generated):
-        counts = torch.from_numpy(np.bincount(generated, minlength=row.shape[0]))
+        counts = as_tensor(np.bincount(generated, minlength=row.shape[0]))
         seen = counts > 0
         row -= params.frequency_penalty * counts + params.presence_penalty * seen
         scale = params.repetition_penalty

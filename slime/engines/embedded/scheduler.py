@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from slime.engines.embedded.arrays import as_tensor
 from slime.engines.embedded.model import ModelRunner
 from slime.engines.embedded.requests import Request
 from slime.engines.embedded.sampling import edit_logits, sample
@@ -212,7 +213,7 @@ class Scheduler:
         # Padded like a decode pass: the output layer's bits depend on the number of rows as well.
         ends = np.zeros((2, self.shapes.rows(len(fresh))), np.int64)
         ends[:, : len(fresh)] = [range(len(fresh)), [len(own) - 1 for own in tokens]]
-        logits = self.runner.logits(hidden[torch.from_numpy(ends[0]), torch.from_numpy(ends[1])])
+        logits = self.runner.logits(hidden[as_tensor(ends[0]), as_tensor(ends[1])])
         for row, (key, request) in enumerate(fresh):
             self._place(request)
             self.shared.put(key, request, logits[row])
@@ -251,7 +252,8 @@ class Scheduler:
         tokens, log_probs = sample(logits, self.table.sampling_columns(slots))
         self.stats.count_step(len(slots))
         ended: list[int] = []
-        for slot in self.table.append(slots, tokens, log_probs).tolist():
+        notable: list[int] = self.table.append(slots, tokens, log_probs).tolist()
+        for slot in notable:
             request = self.table.requests[slot]
             request.finish = self._ending(slot, request)
             if request.finish is not None:

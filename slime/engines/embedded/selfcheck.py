@@ -158,7 +158,7 @@ def probe_invariance(
     # Ascending, so that a short budget is spent on the cheap ones.
     results: dict[int, NDArray[np.float32]] = {}
     for count in shapes.counts:
-        if deadline is not None and time.monotonic() > deadline:
+        if results and deadline is not None and time.monotonic() > deadline:
             break
         results[count] = probe.decode(count, LENGTH_STEP)
     largest = max(results)

@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from slime.engines.embedded.args import ServerArgs, parse_args
@@ -38,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         app.build(), host=args.host, port=args.port, print=None, access_log=None,
         handler_cancellation=True, shutdown_timeout=_SHUTDOWN_S,
     )  # fmt: skip
+    if app.loop.failure is not None:
+        return 1
     if app.loop.is_alive:
         # It waits in a collective whose other side is gone; only the process can end that.
         logging.shutdown()
@@ -51,6 +54,11 @@ def make_app(args: ServerArgs) -> Any:
     Raises:
         EngineError: the model cannot be loaded, or does not pass the self-check.
     """
+    if not (Path(args.model_path) / "config.json").is_file():
+        raise EngineError(
+            f"--model-path {args.model_path}: no config.json there; give a folder with a Hugging "
+            "Face model"
+        )
     import torch
 
     from slime.engines.embedded.answers import RequestMaker
@@ -59,6 +67,7 @@ def make_app(args: ServerArgs) -> Any:
     from slime.engines.embedded.scheduler import Scheduler, SchedulerLimits
     from slime.engines.embedded.selfcheck import check_model
 
+    _quieten_transformers()
     torch.set_num_threads(args.num_threads)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     dtype = getattr(torch, args.dtype)
@@ -90,13 +99,14 @@ def make_app(args: ServerArgs) -> Any:
 
 
 def _load_tokenizer(args: ServerArgs) -> Any:
-    from transformers import AutoTokenizer
+    import transformers
 
     if args.skip_tokenizer_init:
         return None
     path = args.tokenizer_path or args.model_path
     try:
-        return AutoTokenizer.from_pretrained(
+        load: Any = transformers.AutoTokenizer
+        return load.from_pretrained(
             path, local_files_only=True, trust_remote_code=args.trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
@@ -118,6 +128,10 @@ def _set_up_logging(level: str) -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )  # fmt: skip
     logging.getLogger("aiohttp.server").addFilter(_is_no_http2_probe)
+
+
+def _quieten_transformers() -> None:
+    """Neither progress bars nor advice in the log."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()

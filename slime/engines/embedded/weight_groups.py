@@ -4,13 +4,16 @@ import datetime
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from slime.engines.control_requests import DistributedUpdate, WeightsGroup
 from slime.errors import WeightSyncError
+
+# torch's stubs know little of process groups.
+dist: Any = torch.distributed
 
 _DTYPES = {
     "float32": torch.float32,
@@ -27,7 +30,7 @@ _DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    group: dist.ProcessGroupGloo
+    group: Any
     timeout: datetime.timedelta
 
 
@@ -100,17 +103,17 @@ def _buffer(dtype: str, shape: tuple[int, ...]) -> Tensor:
     return torch.empty(torch.Size(shape).numel(), dtype=_DTYPES[dtype])
 
 
-def _connect(request: WeightsGroup, timeout: datetime.timedelta) -> dist.ProcessGroupGloo:
+def _connect(request: WeightsGroup, timeout: datetime.timedelta) -> Any:
     store = dist.TCPStore(
         request.master_address, request.master_port, request.world_size, is_master=False,
         timeout=timeout, wait_for_workers=False,
     )  # fmt: skip
-    options = dist.ProcessGroupGloo._Options()  # pyright: ignore[reportPrivateUsage]
+    options = dist.ProcessGroupGloo._Options()
     # Bind to the interface that leads to the trainer: gloo's default resolves the host's own name,
     # which may be another one, or none.
     address = _local_address(request.master_address, request.master_port)
-    options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]  # pyright: ignore
-    options._timeout = timeout  # pyright: ignore[reportPrivateUsage]
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
+    options._timeout = timeout
     prefixed = dist.PrefixStore(request.group_name, store)
     return dist.ProcessGroupGloo(prefixed, request.rank, request.world_size, options)
 

@@ -139,9 +139,10 @@ def _open_all(stack: ExitStack, files: Iterable[Path]) -> list[tuple[str, Any]]:
 
 
 def _checkpoint_names(model: Any, own: dict[str, Tensor]) -> dict[str, Tensor]:
-    from transformers.core_model_loading import revert_weight_conversion
+    from transformers import core_model_loading
 
-    return revert_weight_conversion(model, dict(own))
+    rules: Any = core_model_loading
+    return rules.revert_weight_conversion(model, dict(own))
 
 
 def _required_names(own: dict[str, Tensor], views: dict[str, Tensor]) -> list[set[str]]:

@@ -16,7 +16,7 @@ from typing import Any, cast
 from slime.data.sample import Sample, Status
 from slime.errors import ConfigError, RewardError
 from slime.plugins import load_function
-from slime.registry import Table, lookup
+from slime.registry import REWARDS, lookup
 from slime.rollout.rm_hub.answers import last_boxed
 from slime.rollout.rm_hub.base import BadReward, Reward, RewardFunction
 
@@ -24,18 +24,6 @@ logger = logging.getLogger(__name__)
 
 REWARD_ERROR = "reward_error"
 _BOXED = "boxed_"
-REWARDS = Table(
-    "reward",
-    {
-        "math": "slime.rollout.rm_hub.math_utils:reward",
-        "deepscaler": "slime.rollout.rm_hub.deepscaler:reward",
-        "dapo": "slime.rollout.rm_hub.math_dapo_utils:reward",
-        "exact_match": "slime.rollout.rm_hub.exact_match:reward",
-        "f1": "slime.rollout.rm_hub.f1:reward",
-        "remote_rm": "slime.rollout.rm_hub.remote:reward",
-        "random": "slime.rollout.rm_hub.random_reward:reward",
-    },
-)
 _failures: Counter[str] = Counter()
 
 
@@ -61,10 +49,8 @@ async def async_rm(args: Any, sample: Sample, **kwargs: Any) -> Reward:
     """
     path = sample.custom_rm_path or args.custom_rm_path
     name = path or sample.metadata.get("rm_type") or args.rm_type
-    if path:
-        call = _call_user(args, load_function(path), sample, **kwargs)
-    else:
-        call = _built_in(name)(args, sample)
+    user = load_function(path) if path else None
+    call = _call_user(args, user, sample, **kwargs) if user else _built_in(name)(args, sample)
     value: Reward = 0.0
     with _fence([sample], name):
         value = _checked(args, await call)

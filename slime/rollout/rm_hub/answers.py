@@ -5,7 +5,7 @@ import re
 # Engines keep special tokens in the text unless told otherwise, so a response may end with one.
 # \uff5c is the bar of DeepSeek's tokens.
 _END_MARKS = re.compile(r"(?:\s*(?:<[|\uff5c][^<>\s]+[|\uff5c]>|</s>))+\s*$")
-_MARKERS = re.compile(r"(?:####|(?:final\s+)?answer\s*(?:is\b:?|[:=]))[ \t]*(\S.*)", re.IGNORECASE)
+_MARKERS = re.compile(r"(?:####|(?:final\s+)?answer\s*(?:is\b:?|[:=]))[ \t*]*(\S.*)", re.IGNORECASE)
 _INLINE_MATH = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]")
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
@@ -27,7 +27,7 @@ def last_boxed(text: str) -> str | None:
         >>> last_boxed(r"so \boxed{\frac{1}{2}}.")
         '\\frac{1}{2}'
     """
-    starts = [match.end() for match in re.finditer(r"\\f?boxed\s*\{", text)]
+    starts = [match.end() for match in re.finditer(r"\\(?:boxed|fbox)\s*\{", text)]
     if not starts:
         return None
     depth = 1
@@ -49,7 +49,7 @@ def final_answer(response: str) -> str | None:
         return boxed or None
     lines = [match[1] for match in _MARKERS.finditer(text)] or text.splitlines()
     line = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return _without_words(line.rstrip(".")) or None
+    return _without_words(line.strip("*`").rstrip(".")) or None
 
 
 def _without_words(line: str) -> str:

@@ -33,8 +33,8 @@ _TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
 _FRACTION = re.compile(r"([-+]?)\\frac\{([-+]?\d+)\}\{(\d+)\}")
 _PLAIN = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:/\d+)?")
 _WORDS = re.compile(r"[A-Za-z]+")
-# Towers and large powers of numbers: seconds to compute, and never worth it.
-_HUGE = re.compile(r"\^\{?[^{}]*\^|\^\{?\d{4,}|\d{3,}!")
+# Towers of numbers, large powers and factorials: no answer worth a worker's life.
+_HUGE = re.compile(r"(?:\^\{?\d+){3}|\^\{?\d+\^\{?\d{2}|\^\{?\d{4}|\d{4}!")
 
 
 async def reward(args: Any, sample: Sample) -> float:

@@ -11,18 +11,29 @@ import os
 import resource
 import signal
 import sys
+from functools import lru_cache
 from typing import Any
 
 _MEMORY_BYTES = 2 << 30
 
 
 def _is_equal(answer: str, label: str, limit_s: int) -> bool:
-    from math_verify import parse, verify
+    from math_verify import verify
+
+    gold, given = _parse_label(label, limit_s), _parse(answer, limit_s)
+    return bool(gold and given and verify(gold, given, timeout_seconds=limit_s))
+
+
+def _parse(text: str, limit_s: int) -> list[Any]:
+    from math_verify import parse
 
     # Inside \boxed{} math-verify reads all of it; in plain text it would take "3\sqrt{2}" for 3.
-    gold = parse(rf"\boxed{{{label}}}", parsing_timeout=limit_s)
-    given = parse(rf"\boxed{{{answer}}}", parsing_timeout=limit_s)
-    return bool(gold and given and verify(gold, given, timeout_seconds=limit_s))
+    return parse(rf"\boxed{{{text}}}", parsing_timeout=limit_s)
+
+
+@lru_cache(maxsize=1024)
+def _parse_label(label: str, limit_s: int) -> list[Any]:
+    return _parse(label, limit_s)  # a whole group asks for the same one
 
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:

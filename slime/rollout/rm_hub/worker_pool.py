@@ -34,7 +34,7 @@ class _Worker:
             stdin = cast(Any, self._process).stdin
             stdin.write(json.dumps(request).encode() + b"\n")
             return self._read(deadline_s)
-        except (DeadlineExceeded, OSError, RewardError):
+        except (OSError, RewardError):  # a deadline is an OSError, as every TimeoutError is
             self.kill()
             raise
 
@@ -112,6 +112,8 @@ class WorkerPool:
             if self._closed.is_set():
                 raise RewardError("the reward workers are closed")
             return worker.ask(request, deadline_s)
+        except DeadlineExceeded:
+            raise
         except OSError as error:
             raise RewardError(f"the reward worker is gone: {error}") from error
         finally:

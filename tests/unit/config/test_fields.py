@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import pytest
 
-from slime.config.fields import Option, flag, options_of, parse_bool
+from slime.config.fields import Option, flag, options_of, parse_bool, parse_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ OPTIONS: dict[str, Option] = {option.dest: option for option in options_of(Secti
 
 
 def test_each_flag_is_an_option_and_derived_fields_are_none() -> None:
-    assert list(OPTIONS) == "size rate names hooks kind off on maybe extra".split()
+    assert " ".join(OPTIONS) == "size rate names hooks kind off on maybe extra"
 
 
 def test_first_line_of_the_docstring_is_the_group() -> None:
@@ -102,3 +102,17 @@ def test_parse_bool_knows_usual_spellings(word: str, value: bool) -> None:
 def test_parse_bool_refuses_other_words() -> None:
     with pytest.raises(ValueError, match="neither true nor false"):
         parse_bool("maybe")
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [("512", 512), ("1k", 1000), ("25.6k", 25600), ("1Ki", 1024), ("2M", 2 * 10**6)],
+)
+def test_counts_may_have_a_suffix(word: str, value: int) -> None:
+    assert parse_count(word) == value
+
+
+@pytest.mark.parametrize("word", ["", "k", "x", "1.5", "1.2345k", "nan", "inf"])
+def test_other_counts_are_refused(word: str) -> None:
+    with pytest.raises(ValueError, match="number"):
+        parse_count(word)

@@ -173,7 +173,8 @@ def test_speculative_counters_add_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reward", "key", "expected"), [(0.5, None, 0.5), (1, "score", 1.0), ({"score": -1}, "score", -1)]
+    ("reward", "key", "expected"),
+    [(0.5, None, 0.5), (1, "score", 1.0), ({"score": -1}, "score", -1)],
 )
 def test_reward_value(reward: Any, key: str | None, expected: float) -> None:
     args = SimpleNamespace(reward_key=key, eval_reward_key=None)

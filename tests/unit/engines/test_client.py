@@ -8,8 +8,6 @@ from slime.engines import client as client_module
 from slime.engines.client import EngineClient, close_clients, get, post
 from slime.errors import EngineError, EngineProtocolError, EngineUnavailable
 
-pytestmark = pytest.mark.asyncio
-
 PAYLOAD = {"input_ids": [1, 2], "sampling_params": {"max_new_tokens": 3}}
 
 

@@ -28,9 +28,7 @@ def fake_engine():
         return web.Response(status=404, text="nothing here")
 
     app = web.Application()
-    app.add_routes(
-        [web.post(f"/{f.__name__}", f) for f in (ok, refuse, broken, missing)]
-    )
+    app.add_routes([web.post(f"/{f.__name__}", f) for f in (ok, refuse, broken, missing)])
     runner = web.AppRunner(app)
     loop.run_until_complete(runner.setup())
     loop.run_until_complete(web.TCPSite(runner, "127.0.0.1", port).start())
@@ -57,7 +55,11 @@ def test_each_engine_gets_its_own_payload(control):
 
 @pytest.mark.parametrize(
     ("path", "message"),
-    [("/refuse", "unknown parameter x"), ("/broken", "no JSON"), ("/missing", "status 404: nothing here")],
+    [
+        ("/refuse", "unknown parameter x"),
+        ("/broken", "no JSON"),
+        ("/missing", "status 404: nothing here"),
+    ],
 )
 def test_a_wrong_answer_names_engine_and_reason(control, fake_engine, path, message):
     with pytest.raises(EngineProtocolError, match=message) as caught:

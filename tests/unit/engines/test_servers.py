@@ -18,7 +18,9 @@ def spec(tmp_path, code: str, port: int = 0) -> ServerSpec:
 
 def test_a_server_that_dies_while_starting_is_named_with_the_end_of_its_log(tmp_path):
     server = ServerProcess(spec(tmp_path, "import sys; sys.exit('no such model')"))
-    with pytest.raises(EngineUnavailable, match=r"engine-7 ended with exit code 1(.|\n)*no such model"):
+    with pytest.raises(
+        EngineUnavailable, match=r"engine-7 ended with exit code 1(.|\n)*no such model"
+    ):
         server.wait_healthy(20.0)
 
 

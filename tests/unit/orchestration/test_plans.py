@@ -21,9 +21,17 @@ def test_colocated_sides_share_slots():
 
 @pytest.mark.parametrize(
     ("rollout_id", "interval", "per_epoch", "due"),
-    [(0, 2, None, False), (1, 2, None, True), (9, None, None, True), (8, None, None, False), (4, None, 5, True)],
+    [
+        (0, 2, None, False),
+        (1, 2, None, True),
+        (9, None, None, True),
+        (8, None, None, False),
+        (4, None, 5, True),
+    ],
 )
-def test_periodic_actions_follow_interval_epoch_and_last_round(rollout_id, interval, per_epoch, due):
+def test_periodic_actions_follow_interval_epoch_and_last_round(
+    rollout_id, interval, per_epoch, due
+):
     assert is_due(rollout_id, interval, per_epoch, num_rollout=10) is due
 
 

@@ -11,8 +11,6 @@ from slime.errors import ConfigError, EngineError, EngineProtocolError
 from slime.rollout.generate import can_share_request, generate, generate_group, set_prompt_ids
 from slime.rollout.state import GenerateState, sampling_params
 
-pytestmark = pytest.mark.asyncio
-
 Status = Sample.Status
 
 

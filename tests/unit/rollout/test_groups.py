@@ -18,8 +18,6 @@ from slime.rollout.groups import (
 from slime.rollout.seeds import sampling_seed
 from slime.rollout.state import GenerateState
 
-pytestmark = pytest.mark.asyncio
-
 Status = Sample.Status
 PLUGINS = "support.rollout_plugins"
 

@@ -33,7 +33,8 @@ def test_estimates_match_their_definition(kind: KlKind) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "expected"), [("k1", -1.0), ("k2", 0.5), ("k3", math.e - 2), ("low_var_kl", math.e - 2)]
+    ("kind", "expected"),
+    [("k1", -1.0), ("k2", 0.5), ("k3", math.e - 2), ("low_var_kl", math.e - 2)],
 )
 def test_by_hand_at_minus_one(kind: KlKind, expected: float) -> None:
     value = kl_estimate(torch.tensor([-2.0]), torch.tensor([-1.0]), kind)

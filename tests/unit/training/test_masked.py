@@ -25,9 +25,7 @@ def test_segment_mean_is_taken_over_each_response() -> None:
     segments = torch.tensor([0, 0, 1, 1, 1])
     mask = torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0])
     values = torch.tensor([1.0, 3.0, 5.0, 100.0, 7.0])
-    mean = segment_mean(
-        values, mask, segments, lambda x: torch.zeros(2).index_add(0, segments, x)
-    )
+    mean = segment_mean(values, mask, segments, lambda x: torch.zeros(2).index_add(0, segments, x))
     assert mean.tolist() == [2.0, 2.0, 6.0, 6.0, 6.0]
 
 

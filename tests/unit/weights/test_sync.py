@@ -14,17 +14,23 @@ def make_bucket() -> Bucket:
 
 def test_equal_checksums_pass():
     bucket = make_bucket()
-    sums = {name: checksum(tensor) for name, tensor in zip(bucket.names, bucket.tensors, strict=True)}
+    sums = {
+        name: checksum(tensor) for name, tensor in zip(bucket.names, bucket.tensors, strict=True)
+    }
     verify_bucket(bucket, [sums, dict(sums)], ["http://e0", "http://e1"])
 
 
 def test_one_changed_value_on_one_engine_is_named():
     bucket = make_bucket()
-    sums = {name: checksum(tensor) for name, tensor in zip(bucket.names, bucket.tensors, strict=True)}
+    sums = {
+        name: checksum(tensor) for name, tensor in zip(bucket.names, bucket.tensors, strict=True)
+    }
     wrong = bucket.tensors[1].clone()
     wrong[0, 0] = torch.nextafter(wrong[0, 0], torch.tensor(2.0))
     with pytest.raises(WeightSyncError, match=r"http://e1.*b\.weight"):
-        verify_bucket(bucket, [sums, sums | {"b.weight": checksum(wrong)}], ["http://e0", "http://e1"])
+        verify_bucket(
+            bucket, [sums, sums | {"b.weight": checksum(wrong)}], ["http://e0", "http://e1"]
+        )
 
 
 def test_a_tensor_the_engine_never_loaded_is_named():

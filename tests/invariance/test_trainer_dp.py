@@ -1,0 +1,109 @@
+"""Two data-parallel ranks on gloo against one process, and against transformers with AdamW."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from support import megatron_dp_worker as worker
+from support.megatron_runs import (
+    free_port,
+    make_tiny_qwen3,
+    policy_gradient_loss,
+    rank_batch,
+    reference_run,
+    start_trainer,
+    train_step,
+    trainer_config,
+)
+
+WORLD_SIZE = 2
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_tiny_qwen3(tmp_path_factory.mktemp("model"), vocab_size=worker.VOCAB)
+
+
+@pytest.fixture(scope="module")
+def folder(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the two ranks left; they run once for all tests here."""
+    folder = tmp_path_factory.mktemp("dp")
+    paths = [str(Path(worker.__file__).parents[1]), str(Path(worker.__file__).parents[2])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    port = str(free_port())
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, worker.__file__, str(rank), str(WORLD_SIZE), port, model, str(folder)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(WORLD_SIZE)
+    ]
+    outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * WORLD_SIZE, "\n".join(outputs)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_group() -> Iterator[None]:
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def case(folder: Path, name: str) -> dict[str, Any]:
+    return torch.load(folder / f"{name}.pt", weights_only=False)
+
+
+def assert_close_weights(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    for name, expected in right.items():
+        torch.testing.assert_close(left[name], expected, rtol=0.0, atol=5e-6, msg=name)
+
+
+def test_two_ranks_equal_transformers_with_adamw(model: str, folder: Path) -> None:
+    plain = case(folder, "plain")
+    reference = reference_run(model, [worker.whole_batch(seed) for seed in (1, 2, 3)])
+    metrics = plain["metrics"]
+    assert [m["loss"] for m in metrics] == pytest.approx(reference.losses, abs=2e-5)
+    assert [m["grad_norm"] for m in metrics] == pytest.approx(reference.grad_norms, rel=1e-5)
+    assert_close_weights(plain["weights"], reference.weights)
+
+
+def test_all_ranks_report_the_same_metrics(folder: Path) -> None:
+    for name in ("plain", "overlapped", "resumed"):
+        first, *others = case(folder, name)["all_metrics"]
+        assert all(metrics == first for metrics in others)
+
+
+def test_overlapping_communication_changes_no_bit(folder: Path) -> None:
+    plain, overlapped = case(folder, "plain"), case(folder, "overlapped")
+    assert overlapped["metrics"] == plain["metrics"]
+    assert all(map(torch.equal, overlapped["log_probs"], plain["log_probs"]))
+    for name, expected in plain["weights"].items():
+        assert torch.equal(overlapped["weights"][name], expected), name
+
+
+def test_resumed_ranks_continue_bit_for_bit(folder: Path) -> None:
+    plain, resumed = case(folder, "plain"), case(folder, "resumed")
+    assert resumed["metrics"] == plain["metrics"][worker.SAVED_AFTER :]
+    for name, expected in plain["weights"].items():
+        assert torch.equal(resumed["weights"][name], expected), name
+
+
+def test_one_process_continues_the_checkpoint_of_two(model: str, folder: Path) -> None:
+    trainer = start_trainer(trainer_config(model, "--load", str(folder / "checkpoint")))
+    assert trainer.load() == worker.SAVED_AFTER + 1
+    batch = rank_batch(worker.whole_batch(3), 0, 1, micro_batches=3)
+    metrics = trainer.train_step(train_step(batch), policy_gradient_loss)
+    plain = case(folder, "plain")
+    assert metrics == pytest.approx(plain["metrics"][-1], rel=1e-5, abs=1e-6)
+    assert_close_weights(dict(trainer.named_weights()), plain["weights"])

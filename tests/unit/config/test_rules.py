@@ -1,0 +1,117 @@
+import logging
+from pathlib import Path
+
+import pytest
+from support.config_argv import base_argv
+
+from slime.cli.parse import load_config
+from slime.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"rollout_batch_size": None}, "--rollout-batch-size is missing"),
+        ({"num_rollout": None}, "--num-rollout or --num-epoch is missing"),
+        (
+            {"num_rollout": None, "num_epoch": "1", "disable_rollout_global_dataset": ""},
+            "--num-epoch needs a dataset",
+        ),
+        ({"global_batch_size": "12"}, r"12 does not divide .* = 32; try 8 or 16"),
+        ({"num_steps_per_rollout": "5"}, r"5 does not divide .* = 32; try 4 or 8"),
+        (
+            {"num_steps_per_rollout": "4", "global_batch_size": "16"},
+            "contradict each other: 32 samples in 4 steps are 8 a step",
+        ),
+        (
+            {"global_batch_size": "1"},
+            "--global-batch-size 1 is less than the 2 data-parallel ranks",
+        ),
+        ({"micro_batch_size": "3"}, r"2 x 3 = 6; try 30, or --use-dynamic-batch-size"),
+        ({"over_sampling_batch_size": "2"}, "2 is less than --rollout-batch-size 4"),
+        ({"use_dynamic_batch_size": ""}, "needs --max-tokens-per-gpu"),
+        ({"lr": "-1"}, "--lr must be at least 0, found -1"),
+        ({"lr": "nan"}, "--lr must be a finite number"),
+        ({"rollout_temperature": "0"}, "--rollout-temperature must be above 0"),
+        ({"rollout_batch_size": "0"}, "--rollout-batch-size must be at least 1, found 0"),
+        ({"kl_coef": "0.1", "kl_loss_coef": "0.1"}, "either into the reward or into the loss"),
+        ({"kl_loss_coef": "0.1"}, "does nothing without --use-kl-loss"),
+        ({"use_rollout_logprobs": "", "use_tis": ""}, "exclude each other"),
+        ({"eps_clip_c": "0.5"}, "--eps-clip-c must be above 1"),
+        ({"use_tis": "", "tis_clip": "0.5", "tis_clip_low": "1"}, "is above --tis-clip"),
+        ({"eval_top_p": "0"}, "--eval-top-p must be above 0 and at most 1"),
+        ({"rollout_top_k": "0"}, "--rollout-top-k must be at least 1, or -1"),
+        ({"sglang_router_ip": "127.0.0.1"}, "needs --sglang-router-port"),
+        ({"debug_rollout_only": "", "debug_train_only": ""}, "exclude each other"),
+        ({"rollout_num_gpus": None}, "--rollout-num-gpus is missing"),
+        (
+            {"rollout_num_gpus": "3", "rollout_num_gpus_per_engine": "2"},
+            "3 is no multiple of --rollout-num-gpus-per-engine 2",
+        ),
+        ({"sglang_pp_size": "2"}, "--sglang-pp-size 2 does not divide"),
+        ({"sglang_dp_size": "2"}, "needs --sglang-enable-dp-attention"),
+        (
+            {"device": "cpu", "sglang_dp_size": "1"},
+            "the embedded CPU engine has no --sglang-dp-size",
+        ),
+        ({"group_rm": ""}, "--group-rm needs --custom-rm-path"),
+        ({"rm_type": "exact_mach"}, "did you mean 'exact_match'"),
+        ({"rm_type": "remote_rm"}, "needs --rm-url"),
+        ({"save_interval": "5"}, "--save-interval 5 needs --save"),
+        ({"eval_interval": "5"}, "--eval-interval 5 needs data"),
+        ({"bf16": "", "fp16": ""}, "fp16"),
+        ({"hf_checkpoint": None}, "--hf-checkpoint is missing"),
+        ({"hf_checkpoint": "/nowhere"}, r"there is no config\.json"),
+        ({"ref_load": "/nowhere"}, "--ref-load /nowhere: neither"),
+        ({"prompt_data": None}, "--prompt-data is missing"),
+        ({"prompt_data": "/nowhere.jsonl@[0:5]"}, r"there is no file /nowhere\.jsonl$"),
+        ({"eval_prompt_data": "/nowhere"}, "evaluation dataset aime: there is no file"),
+    ],
+)
+def test_broken_rules_say_what_to_change(
+    tmp_path: Path, flags: dict[str, str | None], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(base_argv(tmp_path, **flags))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"use_kl_loss": "", "kl_loss_coef": "0.0", "kl_loss_type": "low_var_kl"},
+        {"use_dynamic_batch_size": "", "max_tokens_per_gpu": "100", "global_batch_size": "2"},
+        {"rm_type": "boxed_math"},
+        {"rm_type": None},
+        {"prompt_data": None, "disable_rollout_global_dataset": ""},
+        {"debug_rollout_only": "", "num_layers": None, "global_batch_size": "1"},
+        {"rollout_num_gpus": "0"},
+        {"sglang_pp_size": "2", "rollout_num_gpus_per_engine": "2"},
+        {"loss_type": "sft_loss", "debug_train_only": "", "rollout_num_gpus": None},
+        {"num_rollout": "0"},
+    ],
+)
+def test_good_combinations_pass(tmp_path: Path, flags: dict[str, str | None]) -> None:
+    load_config(base_argv(tmp_path, **flags))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"max_tokens_per_gpu": "9"}, "--max-tokens-per-gpu has no effect without"),
+        ({"tis_clip": "3"}, "--tis-clip has no effect without --use-tis"),
+        (
+            {"use_dynamic_batch_size": "", "max_tokens_per_gpu": "9", "micro_batch_size": "2"},
+            "--micro-batch-size has no effect with",
+        ),
+        ({"rollout_top_k": "5"}, "log-probs are over the whole vocabulary"),
+    ],
+)
+def test_flags_without_effect_are_named(
+    tmp_path: Path,
+    flags: dict[str, str | None],
+    message: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        load_config(base_argv(tmp_path, **flags))
+    assert message in caplog.text
