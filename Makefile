@@ -13,7 +13,8 @@ PYTHON_BIN := $(VENV)/bin/python
 PYTEST_ARGS ?=
 ON_CPU := not gpu1 and not gpu2 and not gpu4
 ON_GPU := gpu1 or gpu2 or gpu4
-COMPILE := uv pip compile pyproject.toml --python-version 3.12 --quiet --no-emit-index-url \
+UV := $(shell command -v uv || echo $(VENV)/bin/uv)
+COMPILE := $(UV) pip compile pyproject.toml --python-version 3.12 --quiet --no-emit-index-url \
 	--no-annotate --custom-compile-command "make lock" --extra dev
 
 .PHONY: help

@@ -11,13 +11,13 @@ def train(config: Config) -> None:
     from slime.orchestration.session import open_session  # Ray: not needed for --help and refusals
 
     with open_session(config) as run:
-        run.evaluate(run.first_rollout, before=True)
+        run.evaluate_first()
         for rollout_id in range(run.first_rollout, run.config.num_rollout or 0):
             rollout = run.finish_generate(rollout_id, run.start_generate(rollout_id))
             run.train(rollout_id, rollout)
             run.save(rollout_id)
             run.update_weights(rollout_id)
-            run.evaluate(rollout_id)
+            run.end_round(rollout_id)
 
 
 if __name__ == "__main__":

@@ -9,25 +9,27 @@ from slime.config.resolve import check_overlapping
 
 def train(config: Config) -> None:
     """The one-step-off loop; weights never change during a round."""
-    check_overlapping(config)
     from slime.orchestration.session import open_session  # Ray: not needed for --help and refusals
 
+    check_overlapping(config)
     with open_session(config) as run:
-        run.evaluate(run.first_rollout, before=True)
+        run.evaluate_first()
         num_rollout = run.config.num_rollout or 0
-        upcoming = run.start_generate(run.first_rollout)
+        upcoming = (
+            run.start_generate(run.first_rollout) if run.first_rollout < num_rollout else None
+        )
         for rollout_id in range(run.first_rollout, num_rollout):
+            assert upcoming is not None
             rollout = run.finish_generate(rollout_id, upcoming)
             is_last = rollout_id + 1 == num_rollout
-            if not is_last:
-                upcoming = run.start_generate(rollout_id + 1)
+            upcoming = None if is_last else run.start_generate(rollout_id + 1)
             run.train(rollout_id, rollout)
             run.save(rollout_id)
             if is_last or (rollout_id + 1) % config.update_weights_interval == 0:
-                if not is_last:  # The engines must be idle while their weights change.
+                if upcoming is not None:  # The engines must be idle while their weights change.
                     run.wait_generated(rollout_id + 1, upcoming)
                 run.update_weights(rollout_id)
-            run.evaluate(rollout_id)
+            run.end_round(rollout_id)
 
 
 if __name__ == "__main__":

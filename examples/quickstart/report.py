@@ -34,15 +34,22 @@ def show_learning(console: Console, rows: list[dict[str, Any]]) -> None:
     table.add_row("mean answer length, tokens", f"{lengths[0]:.1f}", f"{lengths[-1]:.1f}")
     console.print(table)
     console.print(
-        f"trainer against engine, mean |log-prob difference|: at most {max(mismatch):.1e} over {len(mismatch)} steps\n"
-        "What RL did here: the demonstrations hold two habits, 30 % careful (sort, then answer) and 70 % hasty. GRPO\n"
-        "selected and sharpened the careful one. It taught no skill that the demonstrations did not plant."
+        f"trainer against engine: mean |log-prob difference| {max(mismatch):.1e} at most, over "
+        f"{len(mismatch)} steps."
+    )
+    console.print(
+        "What RL did here: the demonstrations hold two habits, 30 % careful (sort, then answer) and "
+        "70 % hasty. GRPO selected and sharpened the careful one. It taught no skill that the "
+        "demonstrations did not plant."
     )
 
 
 def show_answers(console: Console, run: Path) -> None:
     """Let transformers load the exported model and answer some held-out prompts."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
     folder = run / "grpo" / "hf"
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -35,7 +35,7 @@ class Ragged:
 
     def rows(self) -> list[Tensor]:
         """Views of the rows, no copy."""
-        return list(self.values.split(list(self.lengths))) if self.lengths else []
+        return list(torch.split(self.values, list(self.lengths))) if self.lengths else []
 
     def select(self, indexes: Sequence[int]) -> "Ragged":
         """The rows at `indexes`, in that order, copied."""
@@ -102,7 +102,7 @@ class RolloutBatch:
     rollout_log_probs: Ragged | None = None
     teacher_log_probs: Ragged | None = None
     steps: tuple[StepPlan, ...] = ()
-    extras: dict[str, list[Any]] = field(default_factory=dict)
+    extras: dict[str, list[Any]] = field(default_factory=dict[str, list[Any]])
 
     def __len__(self) -> int:
         return len(self.response_lengths)

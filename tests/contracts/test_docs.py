@@ -81,5 +81,15 @@ def test_every_page_of_the_docs_can_be_reached_from_the_readme():
     assert not [name(page) for page in PAGES if "docs" in page.parts and page not in reached]
 
 
+def test_every_file_in_the_tree_of_the_architecture_page_exists():
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    tree = page.partition("## 2. The tree")[2].partition("## 3.")[0]
+    files = {
+        path.name for part in ("slime", "tools", "scripts") for path in (ROOT / part).rglob("*")
+    }
+    files |= {path.name for path in ROOT.glob("*.py")}
+    assert not sorted(set(re.findall(r"\w+\.(?:py|sh)", tree)) - files)
+
+
 def test_metrics_page_is_current():
     assert (ROOT / "docs/metrics.md").read_text(encoding="utf-8") == metrics_markdown()

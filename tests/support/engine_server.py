@@ -33,7 +33,8 @@ def router_spec(log_dir: Path, *options: str) -> ServerSpec:
     command = [
         sys.executable, "-m", "smg", "launch", "--host", "127.0.0.1", "--port", str(port),
         "--prometheus-host", "127.0.0.1", "--prometheus-port", str(free_port()),
-        "--policy", "round_robin", "--log-level", "warn", *options,
+        "--policy", "round_robin", "--log-level", "warn",
+        "--shutdown-grace-period-secs", "0", *options,
     ]  # fmt: skip
     return ServerSpec(
         name="router",

@@ -98,8 +98,7 @@ def load_model_weights(model: torch.nn.Module, source: Source) -> None:
 
 
 def load_train_state(state: TrainState, source: Source, config: Config) -> None:
-    """Weights and, unless --no-load-optim and --no-load-rng say otherwise, all the rest;
-    collective.
+    """Weights, and the rest unless --no-load-optim and --no-load-rng forbid it; collective.
 
     Raises:
         CheckpointError: it is of another model, or was saved without optimizer state.
@@ -223,8 +222,8 @@ def _plain(args: argparse.Namespace) -> argparse.Namespace:
 class _DirectSave(TorchDistSaveShardedStrategy):
     """Megatron's format, written by torch's own writer in this process.
 
-    The stock strategy starts a multiprocessing manager even for a synchronous save: three seconds,
-    and a hang where the main module cannot be imported again, as under Ray.
+    The stock strategy starts a multiprocessing manager even for a synchronous save: three seconds
+    instead of a third of one, and a hang where the main module does not guard what it runs.
     """
 
     def save(self, sharded_state_dict: Any, checkpoint_dir: Path) -> None:

@@ -1,5 +1,4 @@
-"""The forward pass of one micro-batch: log-probs and entropy of its response tokens, and nothing
-else.
+"""The forward pass of one micro-batch: log-probs and entropy of its response tokens alone.
 
 The output layer is the largest matrix of a small model, and only hidden states that predict a
 response token need it: they are picked out first, through GPTModel's own `output_processor` hook.
@@ -48,8 +47,10 @@ def forward_responses(
     def process(
         *, hidden_states: Tensor, output_layer: Any, output_weight: Tensor | None, **_: Any
     ) -> ResponseOutputs:
-        hidden = hidden_states.squeeze(1).index_select(0, micro.predict)[:, None]
-        logits, _ = output_layer(hidden, weight=output_weight)
+        # `LastLayer` has picked them already, unless the model has another spec.
+        if hidden_states.shape[0] == micro.tokens.shape[1]:
+            hidden_states = hidden_states.index_select(0, micro.predict)
+        logits, _ = output_layer(hidden_states, weight=output_weight)
         log_probs, entropy = log_probs_and_entropy(
             logits.squeeze(1),
             micro.targets,

@@ -1,8 +1,7 @@
-"""Elementwise operations with hand-written gradients: fewer passes over memory than autograd's
-chains on CPU.
+"""Elementwise operations with hand-written gradients, for CPU.
 
-A stock op is used on CUDA where there is one. All are exact: no approximation, only another order
-of additions.
+They pass over memory less often than autograd's chains do. A stock op is used on CUDA where there
+is one. All are exact: no approximation, only another order of additions.
 """
 
 from typing import Any

@@ -1,5 +1,4 @@
-"""Layers that need neither TransformerEngine nor Apex, the same on CPU and GPU, and the spec of a
-dense model.
+"""Layers that need neither TransformerEngine nor Apex, and the spec of a dense model.
 
 The parameters' names and shapes are those of Megatron's own local spec, so checkpoints of stock
 Megatron load.
@@ -28,6 +27,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import (
     TransformerLayer,
     TransformerLayerSubmodules,
+    get_transformer_layer_offset,
 )
 from megatron.core.typed_torch import apply_module
 from torch import Tensor
@@ -214,7 +214,29 @@ class SwiGLUMLP(MLP):
         return apply_module(self.linear_fc2)(swiglu(both if bias is None else both + bias))
 
 
-def dense_layer_spec(config: TransformerConfig) -> ModuleSpec:
+class LastLayer(TransformerLayer):
+    """The last layer of a model: its MLP computes only the tokens whose output is used.
+
+    Prompts are most of a short sample, and in a model of two layers this MLP is a third of the work.
+    """
+
+    def _forward_mlp(
+        self,
+        hidden_states: Tensor,
+        *args: Any,
+        packed_seq_params: PackedSeqParams | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        outputs = packed_seq_params.outputs if isinstance(packed_seq_params, Packed) else None
+        # With sequence parallelism a rank has only some of the rows.
+        if outputs is not None and not self.config.sequence_parallel:
+            hidden_states = hidden_states.index_select(0, outputs)
+        return super()._forward_mlp(
+            hidden_states, *args, packed_seq_params=packed_seq_params, **kwargs
+        )
+
+
+def dense_layer_spec(config: TransformerConfig, *, is_last: bool = False) -> ModuleSpec:
     """One layer: RMSNorm, self-attention, RMSNorm, MLP, each with its residual."""
     qk_norm = RMSNorm if config.qk_layernorm else IdentityOp
     is_swiglu = config.gated_linear_unit and config.activation_func == F.silu
@@ -228,7 +250,7 @@ def dense_layer_spec(config: TransformerConfig) -> ModuleSpec:
         k_layernorm=qk_norm,
     )
     return ModuleSpec(
-        module=TransformerLayer,
+        module=LastLayer if is_last else TransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=RMSNorm,
             self_attention=ModuleSpec(
@@ -259,6 +281,11 @@ def dense_block_spec(
 ) -> TransformerBlockSubmodules:
     """The layers of this pipeline stage, and the final norm."""
     num_layers = get_num_layers_to_build(config, vp_stage)
+    first = get_transformer_layer_offset(config, vp_stage)
     return TransformerBlockSubmodules(
-        layer_specs=[dense_layer_spec(config)] * num_layers, layer_norm=RMSNorm
+        layer_specs=[
+            dense_layer_spec(config, is_last=first + i + 1 == config.num_layers)
+            for i in range(num_layers)
+        ],
+        layer_norm=RMSNorm,
     )

@@ -44,10 +44,12 @@ class Packed(PackedSeqParams):
 
     Attributes:
         position_ids: [T] int64, position of each token in its own sequence.
+        outputs: [N] int64, the tokens whose last hidden state is used; None = all.
         padded: layout for attention without a variable-length kernel; None on CUDA.
     """
 
     position_ids: Tensor | None = None
+    outputs: Tensor | None = None
     padded: PaddedLayout | None = None
 
 
@@ -96,10 +98,12 @@ def pack_micro_batch(
     # The k-th response token of a sample stands `response - k` before its end; one earlier predicts
     # it.
     targets_at = torch.arange(len(segments)) + (ends - counts.cumsum(0))[segments]
+    packed = _packed([*lengths, padding] if padding else lengths, device)
+    packed.outputs = (targets_at - 1).to(device)
     return MicroBatch(
         tokens=stream[None].to(device),
-        packed=_packed([*lengths, padding] if padding else lengths, device),
-        predict=(targets_at - 1).to(device),
+        packed=packed,
+        predict=packed.outputs,
         targets=stream[targets_at].to(device),
         segments=segments.to(device),
         samples=tuple(samples),

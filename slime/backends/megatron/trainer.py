@@ -19,6 +19,7 @@ from slime.backends.megatron.forward import LogProbOptions
 from slime.backends.megatron.initialize import (
     choose_device,
     join_process_group,
+    keep_freed_memory,
     seed_everything,
 )
 from slime.backends.megatron.model import bare_model, build_model, find_architecture
@@ -84,6 +85,8 @@ class MegatronTrainer:
         refuse_unbuilt(config)
         self._config = config
         self._device = choose_device(config, local_rank)
+        if self._device.type == "cpu":
+            keep_freed_memory()
         self._args = parse_megatron_args(
             config, device=self._device, rank=rank, world_size=world_size
         )

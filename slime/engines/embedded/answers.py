@@ -1,8 +1,9 @@
 """From a parsed call to requests for the scheduler, and from ended requests to JSON answers."""
 
+import itertools
 import uuid
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -29,6 +30,9 @@ class RequestMaker:
     detokenizer: Detokenizer | None
     random_seed: int
     _num_unseeded: int = 0
+    # Not a uuid per request: each one is a system call, which hands the interpreter to the engine.
+    _own_prefix: str = field(default_factory=lambda: uuid.uuid4().hex[:16])
+    _counter: Iterator[int] = field(default_factory=itertools.count)
 
     def requests(self, call: GenerateCall) -> list[Request]:
         """One request per answer: the first prompt's answers, then the second's.
@@ -47,7 +51,7 @@ class RequestMaker:
         ids = np.array(self._ids(prompt), dtype=np.int64)
         start_len = self._check(prompt, ids)
         room = self.context_length - len(ids)
-        rid = prompt.rid or uuid.uuid4().hex
+        rid = prompt.rid or f"{self._own_prefix}{next(self._counter):x}"
         stop_ids = tuple(sorted({*self.eos_ids, *params.stop_token_ids}))
         for index, seed in enumerate(self._seeds(prompt)):
             yield Request(

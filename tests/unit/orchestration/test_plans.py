@@ -24,9 +24,9 @@ def test_colocated_sides_share_slots():
     [
         (0, 2, None, False),
         (1, 2, None, True),
-        (9, None, None, True),
-        (8, None, None, False),
-        (4, None, 5, True),
+        (9, 7, None, True),
+        (9, None, None, False),
+        (4, 3, 5, True),
     ],
 )
 def test_periodic_actions_follow_interval_epoch_and_last_round(
