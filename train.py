@@ -16,7 +16,7 @@ def train(config: Config) -> None:
             rollout = run.finish_generate(rollout_id, run.start_generate(rollout_id))
             run.train(rollout_id, rollout)
             run.save(rollout_id)
-            run.update_weights(rollout_id)
+            run.update_weights()
             run.end_round(rollout_id)
 
 

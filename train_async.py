@@ -28,7 +28,7 @@ def train(config: Config) -> None:
             if is_last or (rollout_id + 1) % config.update_weights_interval == 0:
                 if upcoming is not None:  # The engines must be idle while their weights change.
                     run.wait_generated(rollout_id + 1, upcoming)
-                run.update_weights(rollout_id)
+                run.update_weights()
             run.end_round(rollout_id)
 
 

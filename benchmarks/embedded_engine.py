@@ -40,7 +40,7 @@ def quick_model() -> Any:
 
 
 def small_model() -> Any:
-    """4.2 M parameters: Qwen3, 4 layers, hidden 256, vocabulary 4096."""
+    """4.5 M parameters: Qwen3, 4 layers, hidden 256, vocabulary 4096."""
     return _model(vocab=4096, hidden=256, layers=4, heads=8, kv_heads=4, inner=512, tied=False)
 
 
@@ -222,16 +222,16 @@ def main() -> None:
     cases = {
         "0.2M 32 groups x 8, 9 tokens, prompts shared": in_process(quick, **shape, share=True),
         "0.2M 32 groups x 8, 9 tokens, not shared": in_process(quick, **shape, share=False),
-        "4.2M 64 requests, 128 tokens": in_process(
+        "4.5M 64 requests, 128 tokens": in_process(
             small, groups=64, group_size=1, new_tokens=128, share=True
         ),
-        "4.2M 8 groups x 8, prompt 256, 32 tokens, shared": in_process(
+        "4.5M 8 groups x 8, prompt 256, 32 tokens, shared": in_process(
             small, groups=8, group_size=8, new_tokens=32, share=True, prompt_tokens=256
         ),
-        "4.2M 8 groups x 8, prompt 256, 32 tokens, not shared": in_process(
+        "4.5M 8 groups x 8, prompt 256, 32 tokens, not shared": in_process(
             small, groups=8, group_size=8, new_tokens=32, share=False, prompt_tokens=256
         ),
-        "4.2M one request, 128 tokens": in_process(
+        "4.5M one request, 128 tokens": in_process(
             small, groups=1, group_size=1, new_tokens=128, share=True
         ),
     }

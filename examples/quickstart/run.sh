@@ -59,8 +59,9 @@ GRPO_ARGS=(
    --lr 4e-4 --min-lr 4e-5 --lr-decay-style linear --lr-warmup-iters 10 --weight-decay 0
 )
 
+# One step off: the next demonstrations are tokenised while the model trains on these.
 echo "== stage 1: supervised fine-tuning on demonstrations"
-"${python}" "${root}/train.py" "${MODEL_ARGS[@]}" "${COMMON_ARGS[@]}" "${SFT_ARGS[@]}"
+"${python}" "${root}/train_async.py" "${MODEL_ARGS[@]}" "${COMMON_ARGS[@]}" "${SFT_ARGS[@]}"
 
 echo "== stage 2: GRPO against two engines behind the router"
 "${python}" "${root}/train.py" "${MODEL_ARGS[@]}" "${COMMON_ARGS[@]}" "${GRPO_ARGS[@]}"

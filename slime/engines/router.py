@@ -36,6 +36,8 @@ DEFAULT_OPTIONS: dict[str, Any] = {
     "health_success_threshold": 1,
     "cb_failure_threshold": 3,
     "cb_timeout_duration_secs": 2,
+    # Requests that still run when the run ends have nobody left to read their answers.
+    "shutdown_grace_period_secs": 0,
 }
 
 

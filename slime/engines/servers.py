@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import logging
 import os
 import signal
 import socket
@@ -14,6 +15,8 @@ from typing import Any
 import httpx
 
 from slime.errors import EngineUnavailable
+
+logger = logging.getLogger(__name__)
 
 HEALTH_POLL_S = 0.1
 STOP_GRACE_S = 5.0
@@ -105,12 +108,12 @@ class ServerProcess:
 
     def stop(self) -> None:
         """End the server and its children: SIGTERM, and SIGKILL for what is left after a grace time."""
-        self._signal(signal.SIGTERM)
-        try:
-            self._process.wait(STOP_GRACE_S)
-        except subprocess.TimeoutExpired:
-            self._signal(signal.SIGKILL)
-            self._process.wait(STOP_GRACE_S)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            self._signal(number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_GRACE_S)
+                return
+        logger.warning("%s (pid %d) does not end; it is left", self.spec.name, self.pid)
 
     def _signal(self, number: signal.Signals) -> None:
         if self.is_alive():

@@ -102,6 +102,7 @@ _TRAIN = [
     Metric("train/loss", "1", "sum", "what the optimizer step minimised"),
     Metric("train/pg_loss", "1", "sum", "policy-gradient part of the loss"),
     Metric("train/entropy_loss", "nats", "sum", "entropy of the policy"),
+    Metric("train/step_skipped", "0/1", "one", "1 when the gradient was not finite, nothing done"),
     Metric("train/pg_clipfrac", "fraction", "sum", "tokens whose ratio was clipped"),
     Metric("train/ppo_kl", "nats", "sum", "old_log_probs - log_probs: how far the step has gone"),
     Metric("train/kl_loss", "nats", "sum", "KL to the reference, before its coefficient"),

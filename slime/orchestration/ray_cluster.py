@@ -2,6 +2,8 @@
 
 import logging
 import os
+import tempfile
+from pathlib import Path
 
 import ray
 
@@ -17,53 +19,68 @@ LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 
 
 def connect(cluster: ClusterConfig, num_slots: int) -> None:
-    """Join the Ray cluster named by RAY_ADDRESS or running on this machine; start a local one if there is none.
+    """Join the Ray cluster of RAY_ADDRESS or of `ray start`; start a local one if there is neither.
 
     Args:
         cluster: for `--device`.
         num_slots: training ranks plus engine devices, so that a local Ray has room for them.
     """
-    environment = worker_environment()
-    runtime_env = {"env_vars": environment}
     if ray.is_initialized():
         return
-    try:
-        ray.init(
-            address="auto",
-            runtime_env=runtime_env,
-            log_to_driver=True,
-            logging_level=logging.WARNING,
-        )
-        logger.info("joined the Ray cluster at %s", ray.get_runtime_context().gcs_address)
-        return
-    except ConnectionError:
-        pass
-    # Workers inherit this process's environment: cheaper than a runtime_env, which wants an agent
-    # first.
+    environment = worker_environment(cluster)
+    address = running_cluster()
+    if address is not None:
+        try:
+            ray.init(
+                address=address,
+                runtime_env={"env_vars": environment},
+                logging_level=logging.WARNING,
+            )
+        except ConnectionError as error:
+            logger.warning("no Ray answers at %s (%s); starting a local one", address, error)
+        else:
+            logger.info("joined the Ray cluster at %s", address)
+            return
+    # Workers inherit this process's environment: cheaper than a runtime_env, which wants an agent.
     os.environ.update(environment)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     num_cpus = max(os.cpu_count() or 1, int(num_slots * CPU_PER_SLOT + 1))
-    num_gpus = 0 if cluster.device == "cpu" else None
     ray.init(
         address="local",
         num_cpus=num_cpus,
-        num_gpus=num_gpus,
+        num_gpus=0 if cluster.device == "cpu" else None,
         include_dashboard=False,
-        log_to_driver=True,
         logging_level=logging.WARNING,
         object_store_memory=LOCAL_OBJECT_STORE_BYTES,
         _node_ip_address="127.0.0.1",
     )
-    logger.info("started a local Ray with %d CPU slots", num_cpus)
+    logger.info("started a local Ray with room for %d slots", int(num_cpus / CPU_PER_SLOT))
 
 
-def worker_environment() -> dict[str, str]:
-    """Environment of every actor: one torch thread (two are many times slower when cores are shared)."""
-    return {
+def running_cluster() -> str | None:
+    """Address of the cluster to join: RAY_ADDRESS, or what the last `ray start` here wrote down.
+
+    Not `address="auto"`: that also finds the private Ray of another run on this machine, which ends
+    with that run.
+    """
+    if address := os.environ.get("RAY_ADDRESS"):
+        return address
+    noted = (
+        Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray" / "ray_current_cluster"
+    )
+    return noted.read_text().strip() or None if noted.is_file() else None
+
+
+def worker_environment(cluster: ClusterConfig) -> dict[str, str]:
+    """Environment of every actor: one torch thread (two are many times slower on shared cores)."""
+    environment = {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),
     }
+    if cluster.device == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    return environment
 
 
 def node_address() -> str:

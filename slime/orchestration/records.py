@@ -3,14 +3,12 @@
 import logging
 import time
 from collections.abc import Sequence
-from typing import Literal
 
 from slime.config.config import Config
 from slime.observability.metrics import summary_line
 from slime.observability.runs import RunFolder
 from slime.observability.trackers import (
     JsonlTracker,
-    StepKey,
     TensorBoardTracker,
     Tracker,
     Trackers,
@@ -19,14 +17,8 @@ from slime.observability.trackers import (
 
 logger = logging.getLogger(__name__)
 
-Area = Literal["rollout", "train", "eval"]
 Metrics = dict[str, float]
 
-_STEP_KEYS: dict[Area, StepKey] = {
-    "rollout": "rollout/step",
-    "train": "train/step",
-    "eval": "eval/step",
-}
 # What the terminal shows; metrics.jsonl has all.
 _SHOWN_ROLLOUT = (
     "rollout/raw_reward",
@@ -47,16 +39,23 @@ _SHOWN_TRAIN = (
 
 
 class Records:
-    """The trackers of a run, and the clock of its rounds."""
+    """The trackers of a run, and the clock of its rounds.
+
+    Both sides measure a round; what they say is one row of the trackers, written when the round ends.
+    """
 
     def __init__(self, config: Config, folder: RunFolder) -> None:
         self._trackers = make_trackers(config, folder)
-        self._round_start = self._train_end = time.perf_counter()
-        self._train_start = self._train_end
+        self._round: Metrics = {}
+        self._round_start = self._train_start = self._train_end = time.perf_counter()
+
+    def add(self, metrics: Metrics) -> None:
+        """More metrics of the present round."""
+        self._round |= metrics
 
     def rollout(self, rollout_id: int, metrics: Metrics) -> None:
         """A generated round."""
-        self.add("rollout", rollout_id, metrics)
+        self.add(metrics)
         self._show(f"rollout {rollout_id}", summary_line(metrics, _SHOWN_ROLLOUT))
 
     def train_begins(self) -> None:
@@ -69,30 +68,26 @@ class Records:
         wait, work = self._train_start - self._train_end, now - self._train_start
         self._train_end = now
         times = {"perf/train_wait_time": wait, "perf/wait_time_ratio": wait / (wait + work)}
-        self.add("rollout", rollout_id, rollout_metrics | times)
+        self.add(rollout_metrics | times)
         for step, metrics in enumerate(steps, start=rollout_id * len(steps)):
-            self.add("train", step, metrics)
+            self._trackers.log(metrics, step_key="train/step", step=step)
         if steps:
             count = f" ({len(steps)} steps, the last)" if len(steps) > 1 else ""
             self._show(f"train {rollout_id}{count}", summary_line(steps[-1], _SHOWN_TRAIN))
 
+    def round_ends(self, rollout_id: int) -> None:
+        """Write the round's row, with `perf/step_time`: everything since the round before."""
+        now = time.perf_counter()
+        row = self._round | {"perf/step_time": now - self._round_start}
+        self._round, self._round_start = {}, now
+        self._trackers.log(row, step_key="rollout/step", step=rollout_id)
+
     def evaluation(self, step: int, metrics: Metrics) -> None:
-        """An evaluation."""
-        self.add("eval", step, metrics)
+        """An evaluation; its time belongs to no round."""
+        self._trackers.log(metrics, step_key="eval/step", step=step)
         shown = [name for name in metrics if name.count("/") == 1]
         self._show(f"eval at {step}", summary_line(metrics, shown))
-        self._round_start = time.perf_counter()  # its time belongs to no round
-
-    def round_ends(self, rollout_id: int) -> None:
-        """The next round begins; logs `perf/step_time`, everything between two rounds' starts."""
-        now = time.perf_counter()
-        self.add("rollout", rollout_id, {"perf/step_time": now - self._round_start})
-        self._round_start = now
-
-    def add(self, area: Area, step: int, metrics: Metrics) -> None:
-        """Metrics that no line on the terminal shows."""
-        if metrics:
-            self._trackers.log(metrics, step_key=_STEP_KEYS[area], step=step)
+        self._round_start = time.perf_counter()
 
     def close(self) -> None:
         """Flush and close the trackers."""

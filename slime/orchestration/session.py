@@ -71,7 +71,7 @@ class Session:
             self._wait(load, "load its state", timeout_s)
         if self._group is not None and self._rolls:
             self._group.connect_engines(info.engine_urls)
-            self._records.add("rollout", self.first_rollout, self._group.update_weights())
+            self._records.add(self._group.update_weights())
         logger.info("rollouts %d to %d", self.first_rollout, info.num_rollout - 1)
 
     def start_generate(self, rollout_id: int) -> "ray.ObjectRef[RolloutResult]":
@@ -106,12 +106,12 @@ class Session:
             start = time.perf_counter()
             self._group.save(rollout_id)
             seconds = time.perf_counter() - start
-            self._records.add("rollout", rollout_id, {"perf/save_model_time": seconds})
+            self._records.add({"perf/save_model_time": seconds})
 
-    def update_weights(self, rollout_id: int) -> None:
+    def update_weights(self) -> None:
         """Bring the engines to the trainer's weights; logs the cost."""
         if self._group is not None and self._rolls:
-            self._records.add("rollout", rollout_id, self._group.update_weights())
+            self._records.add(self._group.update_weights())
 
     def end_round(self, rollout_id: int) -> None:
         """Log the round's time, and evaluate when it is due."""

@@ -71,6 +71,8 @@ def test_megatrons_parser_reads_what_the_recorded_table_reads(
     monkeypatch.setenv("WORLD_SIZE", "1")
     from megatron.training.arguments import add_megatron_arguments
 
+    import slime.backends.megatron  # noqa: F401 (stock Megatron cannot be imported on CPU before it)
+
     recipe = RECIPE.replace("EVAL", str(tmp_path / "prompts.jsonl")).split()
     words = load_config([*base_argv(tmp_path), *recipe]).megatron_argv
     parser = argparse.ArgumentParser(allow_abbrev=False)

@@ -39,7 +39,7 @@ def test_trainer_and_engines_agree_on_every_step(first) -> None:
 
 
 def test_weights_changed_and_every_sync_was_verified(first, work) -> None:
-    assert len(first.series("perf/update_weights_verify_time")) == 3
+    assert len(first.series("perf/update_weights_verify_time")) == 2
     before, after = (work.path / name / "model.safetensors" for name in ("hf-0", "hf-1"))
     assert before.read_bytes() != after.read_bytes()
 
@@ -55,9 +55,13 @@ def test_run_folder_holds_config_metrics_samples_and_checkpoints(first, work) ->
 
 
 def test_the_one_step_off_driver_resumes_from_the_checkpoint(first, train) -> None:
-    resumed = train("resumed", GRPO + "--num-rollout 4 --load {work}/ckpt", script="train_async.py")
+    resumed = train(
+        "resumed",
+        GRPO + "--num-rollout 4 --load {work}/ckpt --override-opt-param-scheduler",
+        script="train_async.py",
+    )
     assert resumed.code == 0, resumed.output[-3000:]
-    assert min(resumed.series("rollout/step")) >= 1
+    assert resumed.series("rollout/step") == [2, 3]
     assert len(resumed.series("rollout/raw_reward")) == 2
 
 

@@ -39,7 +39,7 @@ from slime.backends.megatron.optimizer import megatron_optimizers, torch_optimiz
 from slime.backends.megatron.parallel import dp_cp_group, pp_group, tp_group
 from slime.backends.megatron.sources import LATEST_NAME, Source
 from slime.config.config import Config
-from slime.errors import CheckpointError
+from slime.errors import CheckpointError, ConfigError
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,20 @@ def load_train_state(state: TrainState, source: Source, config: Config) -> None:
     state.model.load_state_dict(loaded["model"], strict=True)
     if not config.no_load_optim:
         _load_optimizer(state.optimizer, loaded["optimizer"])
-        state.scheduler.load_state_dict(loaded["opt_param_scheduler"])
+        _load_scheduler(state.scheduler, loaded["opt_param_scheduler"])
     if not config.no_load_rng:
         _set_rng_state(loaded["rng_state"][0])
+
+
+def _load_scheduler(scheduler: OptimizerParamScheduler, saved: dict[str, Any]) -> None:
+    try:
+        scheduler.load_state_dict(saved)
+    except AssertionError as error:  # Megatron's word for "the two schedules differ"
+        raise ConfigError(
+            f"the schedule of the flags is not that of the checkpoint in --load ({error}). A longer "
+            "run has another one: give --override-opt-param-scheduler to follow the flags, or "
+            "--use-checkpoint-opt-param-scheduler to keep the checkpoint's."
+        ) from None
 
 
 def _load(content: dict[str, Any], source: Source) -> dict[str, Any]:

@@ -2,10 +2,8 @@
 
 import asyncio
 import contextlib
-import hmac
 import logging
 from collections.abc import Awaitable, Callable
-from importlib import metadata
 from typing import Any
 
 import orjson
@@ -15,10 +13,18 @@ from slime.engines.embedded.answers import RequestMaker, answer
 from slime.engines.embedded.args import ServerArgs
 from slime.engines.embedded.control import Controller
 from slime.engines.embedded.engine import EngineLoop
+from slime.engines.embedded.info import EngineInfo, version
 from slime.engines.embedded.requests import Request, RequestGroup
 from slime.engines.embedded.scheduler import Scheduler
 from slime.engines.embedded.selfcheck import CheckedRunner
-from slime.engines.embedded.stats import prometheus_text
+from slime.engines.embedded.web_json import (
+    demand_key,
+    errors_as_json,
+    info_page,
+    json_answer,
+    posted,
+    read_body,
+)
 from slime.engines.embedded.weights import ParameterStore
 from slime.engines.protocol import (
     Endpoint,
@@ -26,25 +32,13 @@ from slime.engines.protocol import (
     Json,
     PromptRequest,
     SamplingParams,
-    error_answer,
-    update_answer,
 )
-from slime.errors import (
-    CheckpointError,
-    EngineError,
-    EngineProtocolError,
-    EngineUnavailable,
-    WeightSyncError,
-)
+from slime.errors import EngineError, EngineUnavailable
 
 logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 1 << 31
 HEALTH_TIMEOUT_S = 20.0
-# As in SGLang: probes and Prometheus carry no key.
-_OPEN_PATHS = frozenset({Endpoint.HEALTH, Endpoint.HEALTH_GENERATE, Endpoint.METRICS})
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class EngineApp:
@@ -61,7 +55,7 @@ class EngineApp:
         self, args: ServerArgs, checked: CheckedRunner, maker: RequestMaker, scheduler: Scheduler
     ) -> None:
         self._args = args
-        self._checked = checked
+        self._info = EngineInfo(args, checked, scheduler, maker.eos_ids)
         self._maker = maker
         self._scheduler = scheduler
         self.loop = EngineLoop(scheduler, self._deliver, self._end_process)
@@ -72,9 +66,9 @@ class EngineApp:
 
     def build(self) -> web.Application:
         """The application; its engine thread starts and stops with it."""
-        middlewares = [_errors_as_json]
+        middlewares = [errors_as_json]
         if self._args.api_key is not None:
-            middlewares.insert(0, _demand_key(self._args.api_key))
+            middlewares.insert(0, demand_key(self._args.api_key))
         app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=middlewares)
         app.add_routes(self._routes())
         app.on_startup.append(self._start)
@@ -98,24 +92,24 @@ class EngineApp:
             Endpoint.UPDATE_WEIGHT_VERSION: control.update_version,
         }
         infos: dict[Endpoint, Callable[[], Any]] = {
-            Endpoint.MODEL_INFO: self._model_info,
-            Endpoint.GET_MODEL_INFO: self._model_info,
-            Endpoint.SERVER_INFO: self._server_info,
-            Endpoint.GET_SERVER_INFO: self._server_info,
-            Endpoint.V1_LOADS: self._v1_loads,
-            Endpoint.GET_LOADS: lambda: [self._load()],
-            Endpoint.MODELS: self._models,
-            Endpoint.VERSION: lambda: {"version": _version()},
-            Endpoint.GET_WEIGHT_VERSION: self._weight_version,
+            Endpoint.MODEL_INFO: self._info.model,
+            Endpoint.GET_MODEL_INFO: self._info.model,
+            Endpoint.SERVER_INFO: self._info.server,
+            Endpoint.GET_SERVER_INFO: self._info.server,
+            Endpoint.V1_LOADS: self._info.v1_loads,
+            Endpoint.GET_LOADS: lambda: [self._info.load()],
+            Endpoint.MODELS: self._info.models,
+            Endpoint.VERSION: lambda: {"version": version()},
+            Endpoint.GET_WEIGHT_VERSION: self._info.weight_version,
         }
         return [
             web.post(Endpoint.GENERATE, self._generate),
             web.get(Endpoint.HEALTH, self._health),
             web.get(Endpoint.HEALTH_GENERATE, self._health_generate),
             web.get(Endpoint.METRICS, self._metrics),
-            web.get(Endpoint.FLUSH_CACHE, _posted(control.flush_cache)),
-            *(web.post(path, _posted(handle)) for path, handle in posts.items()),
-            *(web.get(path, _info(handle)) for path, handle in infos.items()),
+            web.get(Endpoint.FLUSH_CACHE, posted(control.flush_cache)),
+            *(web.post(path, posted(handle)) for path, handle in posts.items()),
+            *(web.get(path, info_page(handle)) for path, handle in infos.items()),
         ]
 
     # --- life ---
@@ -152,7 +146,7 @@ class EngineApp:
     # --- generation ---
 
     async def _generate(self, http: web.Request) -> web.StreamResponse:
-        call = GenerateCall.from_json(await _body(http))
+        call = GenerateCall.from_json(await read_body(http))
         if self._control.released:
             raise EngineUnavailable(
                 f"memory is released ({', '.join(sorted(self._control.released))}); call "
@@ -164,7 +158,7 @@ class EngineApp:
         await self._run(group)
         _raise_server_errors(group)
         answers = [answer(request, self._maker.detokenizer) for request in group.requests]
-        return _json(answers if call.as_list else answers[0])
+        return json_answer(answers if call.as_list else answers[0])
 
     async def _run(self, group: RequestGroup) -> None:
         """Return once every request of the group has ended; a client that goes away ends them."""
@@ -212,7 +206,7 @@ class EngineApp:
         with contextlib.suppress(EngineUnavailable):
             self.loop.call(lambda s: s.abort(lambda r: r.group is group, "the client went away"))
 
-    # --- information ---
+    # --- health ---
 
     async def _health(self, _: web.Request) -> web.Response:
         if self.loop.failure is not None:
@@ -234,102 +228,8 @@ class EngineApp:
         return web.Response()
 
     async def _metrics(self, _: web.Request) -> web.Response:
-        load = self._load()
-        gauges = {
-            "num_running_reqs": load["num_running_reqs"],
-            "num_queue_reqs": load["num_waiting_reqs"],
-            "num_used_tokens": load["num_used_tokens"],
-            "max_running_requests": load["max_running_requests"],
-            "token_usage": load["token_usage"],
-            "gen_throughput": load["gen_throughput"],
-        }
-        text = prometheus_text(gauges, self._scheduler.stats, self._args.model_name)
+        text = self._info.metrics()
         return web.Response(text=text, content_type="text/plain", charset="utf-8")
-
-    def _load(self) -> Json:
-        """How busy the engine is; read without waiting for it, so a step behind at worst."""
-        scheduler = self._scheduler
-        running, waiting = scheduler.table.active, len(scheduler.waiting)
-        used = int(scheduler.table.lengths[:running].sum())
-        capacity = scheduler.limits.max_running * scheduler.runner.context_length
-        return {
-            "dp_rank": 0,
-            "num_reqs": running + waiting,
-            "num_running_reqs": running,
-            "num_waiting_reqs": waiting,
-            "num_total_reqs": running + waiting,
-            "num_tokens": used,
-            "num_used_tokens": used,
-            "max_total_num_tokens": capacity,
-            "max_running_requests": scheduler.limits.max_running,
-            "token_usage": used / capacity,
-            "gen_throughput": scheduler.stats.throughput,
-            "cache_hit_rate": 0.0,
-            "utilization": running / scheduler.limits.max_running,
-        }
-
-    def _v1_loads(self) -> Json:
-        load = self._load()
-        aggregate = {
-            "total_running_reqs": load["num_running_reqs"],
-            "total_waiting_reqs": load["num_waiting_reqs"],
-            "total_reqs": load["num_total_reqs"],
-        }
-        return {"version": _version(), "dp_rank_count": 1, "loads": [load], "aggregate": aggregate}
-
-    def _model_info(self) -> Json:
-        config = self._checked.runner.config
-        return {
-            "model_path": self._args.model_path,
-            "tokenizer_path": self._args.tokenizer_path or self._args.model_path,
-            "served_model_name": self._args.model_name,
-            "is_generation": True,
-            "preferred_sampling_params": None,
-            "weight_version": self._scheduler.weight_version,
-            "model_type": config.model_type,
-            "architectures": self._checked.runner.model.config.architectures,
-            "vocab_size": self._checked.runner.vocab_size,
-            "max_context_length": self._checked.runner.context_length,
-            "max_model_len": self._checked.runner.context_length,
-            "eos_token_ids": list(self._maker.eos_ids),
-        }
-
-    def _server_info(self) -> Json:
-        checked, args = self._checked, self._args
-        return {
-            **self._model_info(),
-            "slime_engine": "embedded",
-            "version": _version(),
-            "status": "ready",
-            "host": args.host,
-            "port": args.port,
-            "tp_size": 1,
-            "dp_size": 1,
-            "pp_size": 1,
-            "dtype": args.dtype,
-            "random_seed": args.random_seed,
-            "context_length": checked.runner.context_length,
-            "max_running_requests": args.max_running_requests,
-            "max_prefill_tokens": args.max_prefill_tokens,
-            "attention_backend": checked.runner.attention,
-            "self_check_difference": checked.difference,
-            "batch_invariant": checked.is_invariant,
-            "enable_deterministic_inference": args.enable_deterministic_inference,
-            "num_threads": args.num_threads,
-        }
-
-    def _models(self) -> Json:
-        card = {
-            "id": self._args.model_name,
-            "object": "model",
-            "owned_by": "slime",
-            "root": self._args.model_path,
-            "max_model_len": self._checked.runner.context_length,
-        }
-        return {"object": "list", "data": [card]}
-
-    def _weight_version(self) -> Json:
-        return {"weight_version": self._scheduler.weight_version}
 
 
 def _exit() -> None:
@@ -344,69 +244,3 @@ def _raise_server_errors(group: RequestGroup) -> None:
             raise EngineUnavailable(str((request.finish or {}).get("message")))
         if status is not None:
             raise EngineError(str((request.finish or {}).get("message")))
-
-
-def _version() -> str:
-    try:
-        return metadata.version("slime")
-    except metadata.PackageNotFoundError:
-        return "0.0.0"
-
-
-async def _body(http: web.Request) -> Any:
-    raw = await http.read()
-    try:
-        return orjson.loads(raw) if raw.strip() else {}
-    except orjson.JSONDecodeError as error:
-        raise EngineProtocolError(f"the body of {http.path} is no JSON: {error}") from error
-
-
-def _json(content: Any, status: int = 200) -> web.Response:
-    return web.Response(body=orjson.dumps(content), status=status, content_type="application/json")
-
-
-def _posted(handle: Callable[[Json], Awaitable[Json]]) -> Handler:
-    async def handler(http: web.Request) -> web.Response:
-        content = await handle(await _body(http))
-        return _json(content, 400 if content.get("success") is False else 200)
-
-    return handler
-
-
-def _info(handle: Callable[[], Any]) -> Handler:
-    async def handler(_: web.Request) -> web.Response:
-        return _json(handle())
-
-    return handler
-
-
-def _demand_key(api_key: str) -> Any:
-    """Middleware that lets nobody in without the key, except to see whether the engine lives."""
-    expected = f"Bearer {api_key}"
-
-    @web.middleware
-    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        given = request.headers.get("Authorization", "")
-        if request.path not in _OPEN_PATHS and not hmac.compare_digest(given, expected):
-            return _json(error_answer("wrong or missing API key", "Unauthorized"), 401)
-        return await handler(request)
-
-    return check
-
-
-@web.middleware
-async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Errors a caller can act on, with their status; anything else stays a 500 with a traceback."""
-    try:
-        return await handler(request)
-    except (CheckpointError, WeightSyncError) as error:
-        logger.error("%s: %s", request.path, error)
-        return _json(update_answer(False, str(error)), 400)
-    except EngineProtocolError as error:
-        logger.warning("%s refused: %s", request.path, error)
-        return _json(error_answer(str(error), "BadRequestError"), 400)
-    except (EngineUnavailable, TimeoutError) as error:
-        return _json(error_answer(str(error) or "timeout", "ServiceUnavailable"), 503)
-    except EngineError as error:
-        logger.error("%s: %s", request.path, error)
-        return _json(error_answer(str(error), "InternalServerError"), 500)

@@ -31,21 +31,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     from aiohttp import web
 
-    logger.info(
-        "engine ready at http://%s:%d after %.1f s", args.host, args.port,
-        time.monotonic() - started,
-    )  # fmt: skip
-    web.run_app(
-        app.build(), host=args.host, port=args.port, print=None, access_log=None,
-        handler_cancellation=True, shutdown_timeout=_SHUTDOWN_S,
-    )  # fmt: skip
-    if app.loop.failure is not None:
+    seconds = time.monotonic() - started
+    logger.info("loaded in %.1f s; serving at http://%s:%d", seconds, args.host, args.port)
+    try:
+        web.run_app(
+            app.build(), host=args.host, port=args.port, print=None, access_log=None,
+            handler_cancellation=True, shutdown_timeout=_SHUTDOWN_S,
+        )  # fmt: skip
+    except OSError as error:
+        logger.error("cannot listen at %s:%d: %s", args.host, args.port, error)
         return 1
-    if app.loop.is_alive:
-        # It waits in a collective whose other side is gone; only the process can end that.
-        logging.shutdown()
-        os._exit(1)
-    return 0
+    # A thread that is still alive waits in a collective whose other side is gone.
+    return 1 if app.loop.failure is not None or app.loop.is_alive else 0
 
 
 def make_app(args: ServerArgs) -> Any:
@@ -145,4 +142,7 @@ def _is_no_http2_probe(record: logging.LogRecord) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    logging.shutdown()
+    # Nothing is left to save, and taking torch apart would cost seconds on a busy machine.
+    os._exit(code)
