@@ -55,7 +55,7 @@ GRPO_ARGS=(
    --eval-interval 20 --eval-prompt-data held_out "${run}/data/held_out.jsonl"
    --n-samples-per-eval-prompt 1 --eval-temperature 0 --eval-max-response-len 12
    --advantage-estimator grpo --eps-clip 0.2 --eps-clip-high 0.28
-   --use-kl-loss --kl-loss-coef 0.001 --kl-loss-type low_var_kl --entropy-coef 0
+   --entropy-coef 0
    --lr 4e-4 --min-lr 4e-5 --lr-decay-style linear --lr-warmup-iters 10 --weight-decay 0
 )
 

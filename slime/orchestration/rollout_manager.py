@@ -1,17 +1,15 @@
 """The rollout manager: data source, engines, rollout, evaluation, and a batch per training rank."""
 
-import argparse
 import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
 from slime.config.config import Config
-from slime.data.batch import RolloutBatch
 from slime.data.sample import Sample
 from slime.errors import DataError
 from slime.observability.dumps import load_rollout, save_readable_samples, save_rollout
@@ -27,8 +25,9 @@ from slime.rollout.base_types import (
     call_rollout_fn,
 )
 from slime.rollout.metrics import eval_metrics, rollout_metrics
-from slime.training.batching import batch_metrics, batches_from_train_data, make_rollout_batches
-from slime.training.rewards import execution_keys, post_process_rewards
+
+if TYPE_CHECKING:
+    from slime.data.batch import RolloutBatch
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +74,7 @@ class RolloutManager:
         self._fleet: EngineFleet | None = None
         if not config.debug_train_only:
             self._fleet = EngineFleet(config, placement, run_dir / "logs")
-        self._args = config.to_namespace()
+        self._args = config.to_namespace(run_dir=str(run_dir))
 
     def start(self) -> RolloutInfo:
         """Start engines and read the data; returns what the driver needs to know.
@@ -83,10 +82,13 @@ class RolloutManager:
         Raises:
             EngineUnavailable, DataError, ConfigError: as the part that failed says.
         """
+        # The engines are starting already: what takes seconds here happens beside them.
+        import slime.orchestration.training_data  # noqa: F401
+
+        self._data_source = load_function(self._config.data_source_path)(self._args)
         if self._fleet is not None:
             self._fleet.start()
-        self._args = self._make_args()
-        self._data_source = load_function(self._config.data_source_path)(self._args)
+            vars(self._args).update(self._engine_facts(self._fleet))
         self._rollout_fn = load_function(self._config.rollout_function_path)
         self._eval_fn = load_function(
             self._config.eval_function_path or self._config.rollout_function_path
@@ -121,15 +123,9 @@ class RolloutManager:
             self._data_source.save(rollout_id)
         with timer("rollout_data"):
             self._keep_samples(rollout_id, samples)
-            batches = self._make_batches(rollout_id, samples)
+            batches, counts = self._make_batches(rollout_id, samples)
         metrics = self._log_metrics(rollout_id, samples, fn_metrics, seconds)
-        counts = (
-            batch_metrics(len(samples), len(set(execution_keys(samples))), batches)
-            if batches
-            else {}
-        )
-        metrics |= {f"rollout/{name}": value for name, value in counts.items()}
-        metrics |= time_metrics(take_timers())
+        metrics |= counts | time_metrics(take_timers())
         return RolloutResult(tuple(ray.put(batch) for batch in batches), metrics)
 
     def evaluate(self, rollout_id: int) -> dict[str, float]:
@@ -154,19 +150,16 @@ class RolloutManager:
         if self._fleet is not None:
             self._fleet.stop()
 
-    def _make_args(self) -> argparse.Namespace:
-        """The flat args that plugins know, with the facts of this run."""
-        facts: dict[str, Any] = {"run_dir": str(self._run_dir)}
-        if self._fleet is not None:
-            host, port = self._fleet.router_address
-            facts |= {
-                "sglang_router_ip": host,
-                "sglang_router_port": port,
-                "engine_urls": self._fleet.urls,
-                "num_engines": len(self._fleet.urls),
-                "engine_supports_group_seeds": self._fleet.supports_group_seeds,
-            }
-        return self._config.to_namespace(**facts)
+    def _engine_facts(self, fleet: EngineFleet) -> dict[str, Any]:
+        """What plugins find in their flat args about this run's engines."""
+        host, port = fleet.router_address
+        return {
+            "sglang_router_ip": host,
+            "sglang_router_port": port,
+            "engine_urls": fleet.urls,
+            "num_engines": len(fleet.urls),
+            "engine_supports_group_seeds": fleet.supports_group_seeds,
+        }
 
     def _rollouts_per_epoch(self) -> int | None:
         if not self._config.rollout_global_dataset:
@@ -210,25 +203,17 @@ class RolloutManager:
                 self._config.save_debug_rollout_data, rollout_id, rows, evaluation=evaluation
             )
 
-    def _make_batches(self, rollout_id: int, samples: list[Sample]) -> list[RolloutBatch]:
+    def _make_batches(
+        self, rollout_id: int, samples: list[Sample]
+    ) -> tuple[list["RolloutBatch"], dict[str, float]]:
         if self._dp_size == 0:
-            return []
-        layout = {
-            "rollout_id": rollout_id,
-            "dp_size": self._dp_size,
-            "cp_size": self._config.context_parallel_size,
-        }
-        convert = self._config.custom_convert_samples_to_train_data_path
-        if convert:
-            return batches_from_train_data(
-                load_function(convert)(self._args, samples), self._config, **layout
-            )
-        custom_rewards = self._config.custom_reward_post_process_path
-        if custom_rewards:
-            raw_rewards, rewards = load_function(custom_rewards)(self._args, samples)
-        else:
-            raw_rewards, rewards = post_process_rewards(samples, self._config)
-        return make_rollout_batches(samples, rewards, raw_rewards, self._config, **layout)
+            return [], {}
+        # Brings torch along; the driver, which only names this actor's class, does without.
+        from slime.orchestration.training_data import make_batches
+
+        return make_batches(
+            samples, self._config, self._args, rollout_id=rollout_id, dp_size=self._dp_size
+        )
 
     def _log_metrics(
         self, rollout_id: int, samples: list[Sample], extra: dict[str, float], seconds: float

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slime.config.config import Config
-from slime.data.batch import RolloutBatch
 from slime.engines.control import EngineControl
 from slime.engines.servers import free_port
 from slime.observability.logging import setup_logging
 from slime.observability.profile import take_timers, time_metrics, timer
 from slime.orchestration.ray_cluster import node_address
-from slime.weights.sync import SyncReport, sync_weights
-from slime.weights.transport import WeightTransport
 
+# Torch is imported in the methods: the driver, which only names this actor's class, does without.
 if TYPE_CHECKING:
+    from slime.data.batch import RolloutBatch
     from slime.training.interface import Trainer
+    from slime.weights.transport import WeightTransport
 
 logger = logging.getLogger(__name__)
 
@@ -76,13 +76,15 @@ class TrainActor:
 
     def update_weights(self) -> dict[str, float]:
         """Give the engines the current weights; collective over all ranks, metrics from rank 0."""
+        from slime.weights.sync import sync_weights
+
         self._weight_version += 1
         named = self._ready().named_weights()
         if self._control is None or self._transport is None:
             for _ in named:  # Take part in the gathers that rank 0 needs.
                 pass
             return {}
-        report: SyncReport = sync_weights(
+        report = sync_weights(
             named,
             control=self._control,
             transport=self._transport,
@@ -93,7 +95,7 @@ class TrainActor:
         return report.metrics()
 
     def train(
-        self, rollout_id: int, batch: RolloutBatch
+        self, rollout_id: int, batch: "RolloutBatch"
     ) -> tuple[list[dict[str, float]], dict[str, float]]:
         """Update the model on this rank's batch; (metrics of each optimizer step, metrics of the rollout)."""
         from slime.training.update import UpdateHooks, run_update

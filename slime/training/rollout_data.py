@@ -10,7 +10,7 @@ from slime.data.batch import RolloutBatch
 from slime.errors import DataError
 from slime.training.batching import FILLER_INDEX
 from slime.training.interface import Metrics
-from slime.training.masked import SumOverDp, masked_sum
+from slime.training.masked import SumOverDp
 
 # Name -> one entry per sample of this rank; what has a value per token is a list of [R] tensors.
 RolloutData = dict[str, Any]
@@ -146,5 +146,12 @@ def mean_metrics(batch: RolloutBatch, data: RolloutData, sum_over_dp: SumOverDp)
 def _per_execution_sum(
     rows: Sequence[Tensor], masks: Sequence[Tensor], batch: RolloutBatch
 ) -> float:
-    triples = zip(rows, masks, batch.rollout_mask_sums, strict=True)
-    return sum(float(masked_sum(row, mask)) / max(total, 1.0) for row, mask, total in triples)
+    """Sum over samples of (sum of unmasked values / trainable tokens of its execution), float64."""
+    if not rows:
+        return 0.0
+    totals = torch.tensor(batch.rollout_mask_sums, dtype=torch.float64).clamp(min=1.0)
+    lengths = torch.tensor([row.numel() for row in rows])
+    values, mask = torch.cat(list(rows)).double(), torch.cat(list(masks)).double()
+    # A masked token may hold anything, NaN too.
+    kept = torch.where(mask != 0, values * mask, 0.0)
+    return float((kept / totals.repeat_interleave(lengths)).sum())
