@@ -10,7 +10,8 @@ export OMP_NUM_THREADS ?= 1
 
 VENV := .venv
 PYTHON_BIN := $(VENV)/bin/python
-PYTEST_ARGS ?=
+# Two workers: most of a test file's time is imports and waiting for processes.
+PYTEST_ARGS ?= -n 2 --dist loadfile
 ON_CPU := not gpu1 and not gpu2 and not gpu4
 ON_GPU := gpu1 or gpu2 or gpu4
 UV := $(shell command -v uv || echo $(VENV)/bin/uv)

@@ -2,6 +2,7 @@
 
 import argparse
 import enum
+import importlib
 import shlex
 import subprocess
 from pathlib import Path
@@ -69,9 +70,9 @@ def test_megatrons_parser_reads_what_the_recorded_table_reads(
 ) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
+    # Stock Megatron cannot be imported on a CPU before slime has prepared the way.
+    importlib.import_module("slime.backends.megatron")
     from megatron.training.arguments import add_megatron_arguments
-
-    import slime.backends.megatron  # noqa: F401 (stock Megatron cannot be imported on CPU before it)
 
     recipe = RECIPE.replace("EVAL", str(tmp_path / "prompts.jsonl")).split()
     words = load_config([*base_argv(tmp_path), *recipe]).megatron_argv

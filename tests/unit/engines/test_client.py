@@ -90,7 +90,7 @@ async def test_deadline_covers_a_server_that_never_answers():
 
 async def test_deadline_covers_all_attempts():
     async with fake_engine(lambda payload, number: Reply(status=503)) as engine:
-        client = EngineClient(engine.url, timeout_s=0.1, max_retries=10**6)
+        client = EngineClient(engine.url, timeout_s=1.0, max_retries=10**6)
         with pytest.raises(EngineUnavailable, match=r"attempts; last: status 503: scripted error"):
             await client.generate(PAYLOAD)
     assert len(engine.requests) > 1
