@@ -54,7 +54,8 @@ def show_answers(console: Console, run: Path) -> None:
     folder = run / "grpo" / "hf"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
-    console.print(f"answers of AutoModelForCausalLM.from_pretrained({str(folder)!r}):")
+    load = f"AutoModelForCausalLM.from_pretrained({str(folder)!r})"
+    console.print(f"answers of {load}:", soft_wrap=True)
     for line in (run / "data" / "held_out.jsonl").read_text().splitlines()[:MAX_RANDOM_ANSWERS]:
         row = json.loads(line)
         prompt = tokenizer.apply_chat_template(
@@ -72,9 +73,9 @@ def show_times(console: Console, started: float, setup: Path) -> None:
     """Print installation and run apart."""
     if setup.exists():
         facts = json.loads(setup.read_text())
-        console.print(
-            f"set-up: {facts['seconds']:.0f} s, {facts['downloaded_bytes'] / 1e9:.2f} GB downloaded"
-        )
+        size = facts["downloaded_bytes"]  # None where the system does not count
+        text = "" if size is None else f", {size / 1e9:.2f} GB downloaded"
+        console.print(f"set-up, when it was made: {facts['seconds']} s{text}")
     console.print(f"run: {time.time() - started:.0f} s")
 
 
@@ -89,7 +90,9 @@ def main() -> None:
     show_learning(console, read_metrics(options.run / "grpo" / "metrics.jsonl"))
     show_answers(console, options.run)
     show_times(console, options.started, options.setup)
-    console.print(f"metrics, samples, checkpoints and the exported model: {options.run}")
+    console.print(
+        f"metrics, samples, checkpoints and the exported model: {options.run}", soft_wrap=True
+    )
 
 
 if __name__ == "__main__":

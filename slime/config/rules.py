@@ -125,6 +125,12 @@ def _algorithm(config: Config) -> None:
             f"--kl-coef {config.kl_coef} and --kl-loss-coef {config.kl_loss_coef}: the KL goes "
             "either into the reward or into the loss; set one of them to 0"
         )
+    if config.kl_coef != 0.0 and not config.advantage_estimator.startswith("reinforce_plus_plus"):
+        raise ConfigError(
+            f"--kl-coef {config.kl_coef} has no effect with --advantage-estimator "
+            f"{config.advantage_estimator}; give --use-kl-loss with --kl-loss-coef, or a "
+            "reinforce_plus_plus estimator"
+        )
     if config.kl_loss_coef != 0.0 and not config.use_kl_loss:
         raise ConfigError(
             f"--kl-loss-coef {config.kl_loss_coef} does nothing without --use-kl-loss; add it"

@@ -131,6 +131,15 @@ SLIME_STATES: dict[str, FlagState] = {
     "--lambd": refused(_PPO),
     "--loss-type": works_with("not built yet: custom_loss", "policy_loss", "sft_loss"),
     "--custom-loss-function-path": refused("not built yet: custom_loss"),
+    "--custom-pg-loss-reducer-function-path": refused(
+        "not built yet: own reducers; for Dr. GRPO give --disable-grpo-std-normalization with "
+        "--calculate-per-token-loss"
+    ),
+    "--custom-tis-function-path": works_with(
+        "not built yet: own correction functions; --use-tis alone truncates",
+        None,
+        "slime.backends.megatron_utils.loss.icepop_function",
+    ),
     "--ref-update-interval": refused("not built yet: moving the reference"),
     "--use-rollout-entropy": refused("not built yet: entropy in the log-prob pass"),
     "--get-mismatch-metrics": refused("not built yet: mismatch metrics without correction"),
