@@ -11,8 +11,8 @@ export OMP_NUM_THREADS ?= 1
 VENV := .venv
 PYTHON_BIN := $(VENV)/bin/python
 # Two workers: most of a test file's time is imports and waiting for processes.
-PYTEST_ARGS ?= -n 2 --dist loadfile
-ON_CPU := not gpu1 and not gpu2 and not gpu4
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
+ON_CPU := not gpu1 and not gpu2 and not gpu4 and not cluster
 ON_GPU := gpu1 or gpu2 or gpu4
 UV := $(shell command -v uv || echo $(VENV)/bin/uv)
 COMPILE := $(UV) pip compile pyproject.toml --python-version 3.12 --quiet --no-emit-index-url \
@@ -38,6 +38,10 @@ quickstart: setup ## learn the middle-letter task: SFT, then GRPO, on two CPU co
 .PHONY: test
 test: setup ## all tests that need no GPU
 	$(PYTHON_BIN) -m pytest -m "$(ON_CPU)" $(PYTEST_ARGS)
+
+.PHONY: test-cluster
+test-cluster: setup ## train.py on a Ray cluster that runs already, and as a Ray job
+	$(PYTHON_BIN) -m pytest -m cluster tests/integration
 
 .PHONY: test-gpu
 test-gpu: setup-gpu ## the tests for GPUs; those that need more than there are skip themselves

@@ -8,7 +8,7 @@ from pathlib import Path
 import ray
 
 from slime.config.cluster import ClusterConfig
-from slime.errors import ConfigError
+from slime.errors import ConfigError, SlimeError
 
 logger = logging.getLogger(__name__)
 
@@ -29,18 +29,8 @@ def connect(cluster: ClusterConfig, num_slots: int) -> None:
         return
     environment = worker_environment(cluster)
     address = running_cluster()
-    if address is not None:
-        try:
-            ray.init(
-                address=address,
-                runtime_env={"env_vars": environment},
-                logging_level=logging.WARNING,
-            )
-        except ConnectionError as error:
-            logger.warning("no Ray answers at %s (%s); starting a local one", address, error)
-        else:
-            logger.info("joined the Ray cluster at %s", address)
-            return
+    if address is not None and _joined(address, environment):
+        return
     # Workers inherit this process's environment: cheaper than a runtime_env, which wants an agent.
     os.environ.update(environment)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -55,6 +45,33 @@ def connect(cluster: ClusterConfig, num_slots: int) -> None:
         _node_ip_address="127.0.0.1",
     )
     logger.info("started a local Ray with room for %d slots", int(num_cpus / CPU_PER_SLOT))
+
+
+def _joined(address: str, environment: dict[str, str]) -> bool:
+    """Whether the cluster at `address` answers; then this process belongs to it.
+
+    Raises:
+        SlimeError: RAY_ADDRESS names it, so that a Ray of our own is not what the user wants.
+    """
+    # A Ray job has its own runtime_env, in which the user says where plugins are.
+    if "PYTHONPATH" in os.environ and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+        folders = os.environ["PYTHONPATH"].split(os.pathsep)
+        environment |= {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, filter(None, folders)))}
+    try:
+        ray.init(
+            address=address, runtime_env={"env_vars": environment}, logging_level=logging.WARNING
+        )
+    except ConnectionError as error:
+        if "RAY_ADDRESS" in os.environ:
+            raise SlimeError(
+                f"RAY_ADDRESS names the Ray cluster {address}, which does not let this process in: "
+                f"{error}. Is it running? A cluster that asks for a token (the log above says so) "
+                "needs RAY_AUTH_MODE=token; unset RAY_ADDRESS to start Ray on this machine."
+            ) from None
+        logger.warning("the last `ray start` here left %s, where nothing answers", address)
+        return False
+    logger.info("joined the Ray cluster at %s", address)
+    return True
 
 
 def running_cluster() -> str | None:

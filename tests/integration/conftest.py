@@ -1,49 +1,12 @@
 """The quickstart's tiny model and task, and a way to run train.py as a user does."""
 
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
-
-from slime.observability.trackers import read_metrics
-
-ROOT = Path(__file__).resolve().parents[2]
-QUICKSTART = ROOT / "examples" / "quickstart"
-RUN_TIMEOUT_S = 240
-
-MODEL_ARGS = shlex.split(
-    """
-    --num-layers 2 --hidden-size 96 --ffn-hidden-size 288 --num-attention-heads 3
-    --group-query-attention --num-query-groups 1 --kv-channels 32
-    --qk-layernorm --normalization RMSNorm --norm-epsilon 1e-6 --swiglu --disable-bias-linear
-    --use-rotary-position-embeddings --rotary-base 10000 --vocab-size 58
-    """
-)
-
-
-@dataclass(frozen=True)
-class Work:
-    """Folder with `model/` and `data/`."""
-
-    path: Path
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished train.py."""
-
-    folder: Path
-    code: int
-    output: str
-
-    def series(self, name: str) -> list[float]:
-        """Values of one metric, in the order they were logged."""
-        return [row[name] for row in read_metrics(self.folder / "metrics.jsonl") if name in row]
+from support.train_runs import MODEL_ARGS, QUICKSTART, ROOT, RUN_TIMEOUT_S, Run, Work
 
 
 @pytest.fixture(scope="session")

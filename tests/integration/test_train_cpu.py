@@ -57,7 +57,8 @@ def test_run_folder_holds_config_metrics_samples_and_checkpoints(first, work) ->
 def test_the_one_step_off_driver_resumes_from_the_checkpoint(first, train) -> None:
     resumed = train(
         "resumed",
-        GRPO + "--num-rollout 4 --load {work}/ckpt --override-opt-param-scheduler",
+        GRPO
+        + "--rollout-num-gpus 1 --num-rollout 4 --load {work}/ckpt --override-opt-param-scheduler",
         script="train_async.py",
     )
     assert resumed.code == 0, resumed.output[-3000:]

@@ -1,6 +1,7 @@
 """Megatron's process groups, typed: the sizes and collectives the backend needs."""
 
-from typing import cast
+import functools
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -14,11 +15,10 @@ from slime.training.interface import ParallelLayout
 def build_groups(config: Config) -> ParallelLayout:
     """Make the groups for the sizes of the config; this rank's place in them.
 
-    Groups of an earlier trainer in this process are dropped.
+    An earlier trainer's groups in this process are used again where they fit, and dropped otherwise.
     """
-    if parallel_state.model_parallel_is_initialized():
-        parallel_state.destroy_model_parallel()
-    parallel_state.initialize_model_parallel(
+    _make_groups(
+        dist.group.WORLD,
         tensor_model_parallel_size=config.tensor_model_parallel_size,
         pipeline_model_parallel_size=config.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=config.virtual_pipeline_model_parallel_size,
@@ -26,7 +26,6 @@ def build_groups(config: Config) -> ParallelLayout:
         expert_model_parallel_size=config.expert_model_parallel_size,
         expert_tensor_parallel_size=config.expert_tensor_parallel_size,
         distributed_timeout_minutes=config.distributed_timeout_minutes,
-        create_gloo_process_groups=False,
     )
     return ParallelLayout(
         world_size=dist.get_world_size(),
@@ -42,6 +41,20 @@ def build_groups(config: Config) -> ParallelLayout:
         ep_size=parallel_state.get_expert_model_parallel_world_size(),
         ep_rank=parallel_state.get_expert_model_parallel_rank(),
     )
+
+
+@functools.lru_cache(maxsize=1)
+def _make_groups(world: dist.ProcessGroup, **sizes: Any) -> None:
+    """Groups over `world`; nothing to do when the last call was the same.
+
+    Each gloo group has two threads, one of which wakes 100 times a second, and Megatron makes 20
+    groups that live as long as any trainer's gradient hooks: some dozens of trainers in one process
+    cost it half a core.
+    """
+    _make_groups.cache_clear()  # what fails below must not leave the dropped groups' entry
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(create_gloo_process_groups=False, **sizes)
 
 
 def dp_group() -> dist.ProcessGroup:
