@@ -71,6 +71,32 @@ def test_log_probs_equal_those_of_transformers(model: str) -> None:
         torch.testing.assert_close(row, reference, rtol=0.0, atol=1e-5)
 
 
+def test_a_failed_sample_without_any_response_changes_nothing(model: str) -> None:
+    data = batch(7)
+    plan = replace(data.steps[0], micro_batches=((*range(len(data)), len(data)),))
+    failed = replace(
+        data,
+        tokens=Ragged.from_rows([*data.tokens, torch.tensor([1, 2, 3])], torch.int64),
+        response_lengths=(*data.response_lengths, 0),
+        loss_masks=Ragged.from_rows([*data.loss_masks, torch.empty(0)], torch.float32),
+        rewards=(*data.rewards, 0.0),
+        raw_rewards=(*data.raw_rewards, 0.0),
+        rollout_ids=(*data.rollout_ids, len(data)),
+        rollout_mask_sums=(*data.rollout_mask_sums, 0.0),
+        sample_indices=(*data.sample_indices, len(data)),
+        truncated=(*data.truncated, False),
+        steps=(plan,),
+    )
+    trained = []
+    for content in (data, failed):
+        trainer = started(model)
+        trainer.train_step(train_step(content), policy_gradient_loss)
+        trained.append(weights(trainer))
+    for name, tensor in trained[0].items():
+        torch.testing.assert_close(trained[1][name], tensor, rtol=0.0, atol=1e-6)
+    assert trainer.log_probs(failed, ModelTag.ACTOR)[-1].shape == (0,)
+
+
 def test_log_probs_are_divided_by_the_rollout_temperature(model: str) -> None:
     data = batch(0)
     ours = started(model, "--rollout-temperature", "0.7").log_probs(data, ModelTag.ACTOR)
