@@ -117,7 +117,7 @@ def make_gloo_group(
     Raises:
         RuntimeError: a member is missing after `timeout`.
     """
-    # torch has no types for these; their names are public in torch.distributed since 1.x.
+    # torch has no types for these, and `_Options` is private: docs/stock.md.
     c10d: Any = dist
     store = c10d.TCPStore(
         host, port, world_size, is_master=rank == 0, timeout=timeout, wait_for_workers=False
