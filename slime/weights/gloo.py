@@ -1,7 +1,6 @@
 """Weights to CPU engines over a gloo group: the trainer is rank 0, engine i is rank i + 1."""
 
 import datetime
-import socket
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import torch.distributed as dist
 
 from slime.engines.control import Answer, EngineControl, collect
+from slime.engines.servers import free_port
 from slime.errors import EngineError, WeightSyncError
 from slime.weights.transport import Bucket
 
@@ -44,7 +44,7 @@ class GlooTransport:
         Raises:
             WeightSyncError: an engine refused or did not join within the deadline.
         """
-        port = _free_port(self._host)
+        port = free_port(self._host)
         world_size = len(self._control.urls) + 1
         joins = self._control.start_post_all(
             "/init_weights_update_group",
@@ -59,7 +59,7 @@ class GlooTransport:
         )
         try:
             self._group = make_gloo_group(
-                self._host, port, 0, world_size, self._group_name, self._timeout
+                self._host, port, world_size, self._group_name, self._timeout
             )
         except RuntimeError as error:
             _raise_engine_error(
@@ -110,9 +110,9 @@ class GlooTransport:
 
 
 def make_gloo_group(
-    host: str, port: int, rank: int, world_size: int, group_name: str, timeout: datetime.timedelta
+    host: str, port: int, world_size: int, group_name: str, timeout: datetime.timedelta
 ) -> Any:
-    """A gloo group of its own, independent of torch's default group; rank 0 holds the store.
+    """The trainer's place, rank 0, in a gloo group independent of torch's default group.
 
     Raises:
         RuntimeError: a member is missing after `timeout`.
@@ -120,14 +120,14 @@ def make_gloo_group(
     # torch has no types for these, and `_Options` is private: docs/stock.md.
     c10d: Any = dist
     store = c10d.TCPStore(
-        host, port, world_size, is_master=rank == 0, timeout=timeout, wait_for_workers=False
+        host, port, world_size, is_master=True, timeout=timeout, wait_for_workers=False
     )
     options = c10d.ProcessGroupGloo._Options()
     # Bind to the address the peers use: gloo's default resolves the host's name, which may be
     # another interface.
     options._devices = [c10d.ProcessGroupGloo.create_device(hostname=host)]
     options._timeout = timeout
-    return c10d.ProcessGroupGloo(c10d.PrefixStore(group_name, store), rank, world_size, options)
+    return c10d.ProcessGroupGloo(c10d.PrefixStore(group_name, store), 0, world_size, options)
 
 
 def _raise_engine_error(calls: Sequence["Future[Answer]"], otherwise: str | None = None) -> None:
@@ -140,10 +140,3 @@ def _raise_engine_error(calls: Sequence["Future[Answer]"], otherwise: str | None
         raise WeightSyncError(
             f"weight sync failed: {otherwise}; see the engines' logs in the run folder"
         )
-
-
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
