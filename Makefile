@@ -12,8 +12,10 @@ VENV := .venv
 PYTHON_BIN := $(VENV)/bin/python
 # Two workers: most of a test file's time is imports and waiting for processes.
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
-ON_CPU := not gpu1 and not gpu2 and not gpu4 and not cluster
+ON_CPU := not gpu1 and not gpu2 and not gpu4 and not cluster and not trust
 ON_GPU := gpu1 or gpu2 or gpu4
+# Where `make test-trust` writes its figures.
+TRUST_OUT ?= $(CURDIR)/runs/trust
 UV := $(shell command -v uv || echo $(VENV)/bin/uv)
 COMPILE := $(UV) pip compile pyproject.toml --python-version 3.12 --quiet --no-emit-index-url \
 	--no-annotate --custom-compile-command "make lock" --extra dev
@@ -42,6 +44,11 @@ test: setup ## all tests that need no GPU
 .PHONY: test-cluster
 test-cluster: setup ## train.py on a Ray cluster that runs already, and as a Ray job
 	$(PYTHON_BIN) -m pytest -m cluster tests/integration
+
+.PHONY: test-trust
+test-trust: setup ## kill runs and engines at random moments; results go to $(TRUST_OUT)
+	mkdir -p $(TRUST_OUT)
+	SLIME_TRUST_OUT=$(TRUST_OUT) $(PYTHON_BIN) -m pytest -m trust -v tests/trust
 
 .PHONY: test-gpu
 test-gpu: setup-gpu ## the tests for GPUs; those that need more than there are skip themselves

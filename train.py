@@ -15,9 +15,9 @@ def train(config: Config) -> None:
         for rollout_id in range(run.first_rollout, run.config.num_rollout or 0):
             rollout = run.finish_generate(rollout_id, run.start_generate(rollout_id))
             run.train(rollout_id, rollout)
-            run.save(rollout_id)
             run.update_weights()
-            run.end_round(rollout_id)
+            run.end_round(rollout_id, rollout)
+            run.save(rollout_id)
 
 
 if __name__ == "__main__":

@@ -24,12 +24,12 @@ def train(config: Config) -> None:
             is_last = rollout_id + 1 == num_rollout
             upcoming = None if is_last else run.start_generate(rollout_id + 1)
             run.train(rollout_id, rollout)
-            run.save(rollout_id)
             if is_last or (rollout_id + 1) % config.update_weights_interval == 0:
                 if upcoming is not None:  # The engines must be idle while their weights change.
                     run.wait_generated(rollout_id + 1, upcoming)
                 run.update_weights()
-            run.end_round(rollout_id)
+            run.end_round(rollout_id, rollout)
+            run.save(rollout_id)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The exception tree: every error a user can cause has a class here and a message that says what to do."""
 
+from collections.abc import Iterable
+
 
 class SlimeError(Exception):
     """Base of all errors slime raises on purpose."""
@@ -7,6 +9,18 @@ class SlimeError(Exception):
 
 class ConfigError(SlimeError, ValueError):
     """A flag, or a combination of flags, that cannot work."""
+
+
+class ConfigErrors(ConfigError):
+    """Several of them at once.
+
+    Attributes:
+        messages: one per problem.
+    """
+
+    def __init__(self, messages: Iterable[str]) -> None:
+        self.messages = tuple(messages)
+        super().__init__(f"{len(self.messages)} problems:\n{numbered(self.messages)}")
 
 
 class DataError(SlimeError, ValueError):
@@ -47,3 +61,12 @@ class ShapeMismatch(CheckpointError):
 
 class DeadlineExceeded(SlimeError, TimeoutError):
     """A wait outlived its deadline; the message names who waited for whom, and how long."""
+
+
+def numbered(messages: Iterable[str]) -> str:
+    """`  1. first` and so on, one line each; further lines of a message stand under its first."""
+    lines: list[str] = []
+    for number, message in enumerate(messages, start=1):
+        head = f"{number:>3}. "
+        lines.append(head + message.replace("\n", "\n" + " " * len(head)))
+    return "\n".join(lines)

@@ -4,6 +4,7 @@ import difflib
 import functools
 import importlib
 import inspect
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -102,7 +103,7 @@ def load_function(path: str) -> Any:
     """The object at a dotted path such as `package.module.function`; the same object each time.
 
     Raises:
-        ConfigError: no such module, or nothing of that name in it.
+        ConfigError: no such module, nothing of that name in it, or the module raised at import.
     """
     module_name, _, name = path.replace(":", ".").rpartition(".")
     if not module_name or not name:
@@ -110,16 +111,34 @@ def load_function(path: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        # A module missing *inside* the user's module is the user's own error: show it as it is.
+        # A module missing *inside* the user's module is another mistake than a wrong path.
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise
+            raise _import_failure(path, module_name, error) from error
         raise ConfigError(
             f"cannot load {path!r}: there is no module {error.name!r}; is its folder on PYTHONPATH?"
         ) from error
+    except (Exception, SystemExit) as error:
+        raise _import_failure(path, module_name, error) from error
     if not hasattr(module, name):
         public = [word for word in vars(module) if not word.startswith("_")]
         raise ConfigError(f"module {module_name!r} has no {name!r}{nearest(name, public)}")
     return getattr(module, name)
+
+
+def _import_failure(path: str, module_name: str, error: BaseException) -> ConfigError:
+    """What a user's module raised while it was imported, with the line that did."""
+    ours = (__file__, importlib.__file__)
+    lines = [
+        f"{frame.filename}:{frame.lineno}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith("<frozen") and frame.filename not in ours
+    ]
+    # A SyntaxError tells its line itself, and has no frame there.
+    place = f" at {lines[-1]}" if lines and not isinstance(error, SyntaxError) else ""
+    return ConfigError(
+        f"cannot load {path!r}: importing {module_name!r} raised {type(error).__name__}: "
+        f"{error}{place}; try `python -c 'import {module_name}'`"
+    )
 
 
 def check_signature(dest: str, function: Any, *, path: str = "") -> None:
@@ -162,8 +181,14 @@ def accepts_keyword(function: Callable[..., Any], name: str) -> bool:
 
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
     """`; did you mean 'x'?` when something in `known` is spelt nearly like `word`, else nothing."""
+    match = nearest_word(word, known)
+    return f"; did you mean {match!r}?" if match else ""
+
+
+def nearest_word(word: str, known: list[str] | tuple[str, ...]) -> str | None:
+    """The word of `known` that is spelt nearly like `word`, if there is one."""
     matches = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
+    return matches[0] if matches else None
 
 
 def _check_parameters(where: str, hook: Hook, function: Callable[..., Any]) -> None:

@@ -11,11 +11,12 @@ from types import TracebackType
 from typing import Any, Self, cast
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from slime.errors import CheckpointError
+from slime.observability.disk import write_failure
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -78,7 +79,7 @@ class HfFolder:
         """One tensor on the CPU, in the file's dtype.
 
         Raises:
-            CheckpointError: no such tensor.
+            CheckpointError: no such tensor, or the file is cut short.
         """
         return self._file_of(name).get_tensor(name)
 
@@ -86,7 +87,10 @@ class HfFolder:
     def _shard_of(self) -> dict[str, str]:
         index = self.path / INDEX_NAME
         if index.is_file():
-            return cast("dict[str, str]", _read_json(index)["weight_map"])
+            shards = _read_json(index).get("weight_map")
+            if not isinstance(shards, dict):
+                raise CheckpointError(f"{index} has no weight_map; download or copy it again")
+            return cast("dict[str, str]", shards)
         files = sorted(path.name for path in self.path.glob("*.safetensors"))
         if files != [SINGLE_NAME]:
             raise CheckpointError(
@@ -109,7 +113,13 @@ class HfFolder:
                 raise CheckpointError(
                     f"{INDEX_NAME} names {path}, which is missing; is the download complete?"
                 )
-            self._open[file_name] = self._files.enter_context(safe_open(path, framework="pt"))
+            try:
+                self._open[file_name] = self._files.enter_context(safe_open(path, framework="pt"))
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(
+                    f"{path} ({path.stat().st_size} bytes) is damaged or cut short ({error}); "
+                    "download or copy it again"
+                ) from error
         return self._open[file_name]
 
 
@@ -203,6 +213,10 @@ def write_hf_folder(
         _copy_companions(Path(config_from), partial)
         _write_config(partial, config, shards.main_dtype())
         _put_in_place(partial, target)
+    except OSError as error:
+        message = write_failure(target, error)
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(message) from error
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -298,9 +312,12 @@ def _put_in_place(partial: Path, target: Path) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is no valid JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, found {content!r:.80}")
+    return cast(dict[str, Any], content)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

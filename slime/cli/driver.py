@@ -1,15 +1,15 @@
 """run_driver: argv into a training loop, errors into one message and an exit code."""
 
-import logging
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
+from slime.cli.failures import failure_text, note_in_logs
 from slime.cli.parse import load_config
+from slime.config.api_key import with_run_api_key
 from slime.config.config import Config
 from slime.errors import ConfigError, SlimeError
 from slime.observability.logging import setup_logging
-
-logger = logging.getLogger(__name__)
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -19,22 +19,31 @@ EXIT_INTERRUPTED = 130
 def run_driver(loop: Callable[[Config], None], argv: Sequence[str]) -> int:
     """Run `loop` with the configuration in `argv`; the process's exit code.
 
-    Errors that slime raises on purpose end as one message, without a traceback (which the run
-    folder's logs have).
+    Whatever goes wrong ends as one message. The traceback is in the run folder's logs; of an error
+    that is none of slime's own (a bug, often in a function of the user) the last frames are shown.
     """
     setup_logging()
     try:
-        loop(load_config(argv))
+        with with_run_api_key(load_config(argv)) as config:
+            loop(config)
     except ConfigError as error:
-        sys.stderr.write(f"\nslime: {error}\n")
-        return EXIT_USAGE
+        note_in_logs(error)
+        return _end(EXIT_USAGE, str(error))
     except SlimeError as error:
-        logger.debug("the run failed", exc_info=True)
-        sys.stderr.write(f"\nslime: {type(error).__name__}: {error}\n")
-        return EXIT_FAILED
+        note_in_logs(error)
+        return _end(EXIT_FAILED, failure_text(error))
     except KeyboardInterrupt:
-        sys.stderr.write(
-            "\nslime: interrupted; the last checkpoint is whole, start again with --load to go on\n"
+        return _end(
+            EXIT_INTERRUPTED,
+            "interrupted; the last checkpoint is whole, start again with --load to go on",
         )
-        return EXIT_INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the last fence: what nobody foresaw
+        if not note_in_logs(error):
+            traceback.print_exception(error, file=sys.stderr)
+        return _end(EXIT_FAILED, failure_text(error))
     return 0
+
+
+def _end(code: int, message: str) -> int:
+    sys.stderr.write(f"\nslime: {message}\n")
+    return code

@@ -12,6 +12,9 @@ usage: slime COMMAND ...
 
   train ...        the same as python train.py ...; train --help lists the flags
   train-async ...  the same as python train_async.py ...
+  ledger RUN       prove that no sample of a run was lost, doubled or trained twice
+  check ...        judge the flags of train.py without starting anything; check --help tells more
+  report RUN ...   write one HTML page that shows a run, or compares several
   flags            the state of every flag; --markdown and --json write docs and the frozen list
 """
 
@@ -24,8 +27,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run_script("train", rest)
     if command == "train-async":
         return _run_script("train_async", rest)
+    if command == "check":
+        from slime.cli.check import run_check  # the data's readers: other commands do without
+
+        return run_check(rest)
     if command == "flags":
         return _show_flags(rest)
+    if command == "ledger":
+        from slime.cli.ledger import show_ledger
+
+        return show_ledger(rest)
+    if command == "report":
+        from slime.cli.report import report
+
+        return report(rest)
     if command in ("-h", "--help"):
         sys.stdout.write(_USAGE)
         return 0

@@ -10,9 +10,10 @@ from slime.cli.help import help_text
 from slime.config.config import Config
 from slime.config.foreign import engine_options, words_of
 from slime.config.index import command_line_index
-from slime.config.resolve import resolve
+from slime.config.problems import Problems
+from slime.config.resolve import resolve_into
 from slime.config.states import State, state_of
-from slime.config.words import Given, given_from_value, merged_values, read_words
+from slime.config.words import Given, given_from_value, merged_values, read_all_words
 from slime.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -23,31 +24,52 @@ def load_config(argv: Sequence[str]) -> Config:
 
     Raises:
         SystemExit: help was asked for and shown.
-        ConfigError: a flag nobody knows, a value of the wrong type, a combination that cannot work.
+        ConfigError: flags nobody knows, values of the wrong type, combinations that cannot work; all
+            of them at once.
     """
     if "--help" in argv or "-h" in argv:
         sys.stdout.write(help_text())
         raise SystemExit(0)
-    return resolve(parse(argv))
+    problems = Problems()
+    config = resolve_into(problems, parse_into(problems, argv))
+    problems.raise_all()
+    return config
 
 
 def parse(argv: Sequence[str]) -> Config:
     """What was given and nothing else: no value is derived and no rule across flags is checked.
 
     Raises:
-        ConfigError: a flag nobody knows, a value of the wrong type, a refused flag.
+        ConfigError: flags nobody knows, values of the wrong type, refused flags.
     """
-    index = command_line_index()
-    given = read_words(argv, index)
-    custom: dict[str, Any] = {}
+    problems = Problems()
+    config = parse_into(problems, argv)
+    problems.raise_all()
+    return config
+
+
+def parse_into(problems: Problems, argv: Sequence[str]) -> Config:
+    """As `parse`, but what is wrong goes into `problems` and stays out of the config."""
+    found = read_all_words(argv, command_line_index())
+    given, custom = found.given, dict[str, Any]()
+    # A flag that was given correctly too may be gone by; what a wrong one meant may not.
+    known = {item.option.dest for item in given}
+    for word in found.wrong:
+        meant = {word.option.dest} - known if word.option is not None else set[str]()
+        problems.add(word.message, spoils=meant)
     path = merged_values(given).get("custom_config_path")
     if path is not None:
-        given, custom = apply_yaml(given, read_yaml(path), where=f"--custom-config-path {path}")
+        with problems.caught():
+            where = f"--custom-config-path {path}"
+            given, custom = apply_yaml(given, read_yaml(path), where=where)
+    megatron, sglang, router = (
+        _accepted(_owned_by(owner, given), problems) for owner in ("megatron", "sglang", "router")
+    )
     return Config(
         **merged_values(_owned_by("slime", given)),
-        megatron_argv=words_of(_accepted(_owned_by("megatron", given))),
-        sglang_argv=engine_options("sglang", _accepted(_owned_by("sglang", given))),
-        router_argv=engine_options("router", _accepted(_owned_by("router", given))),
+        megatron_argv=words_of(megatron),
+        sglang_argv=engine_options("sglang", sglang),
+        router_argv=engine_options("router", router),
         custom=custom,
     )
 
@@ -81,9 +103,10 @@ def apply_yaml(
     The file wins over the command line, as users of the flag know it.
 
     Raises:
-        ConfigError: a value is not of its flag's type.
+        ConfigError: values that are not of their flag's type, all at once.
     """
     index = command_line_index()
+    problems = Problems()
     added: list[Given] = []
     replaced: set[str] = set()
     custom: dict[str, Any] = {}
@@ -99,7 +122,8 @@ def apply_yaml(
         try:
             added.extend(given_from_value(option, spelling, value))
         except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from error
+            problems.add(f"{where}: {error}")
+    problems.raise_all()
     kept = [item for item in given if item.option.name not in replaced]
     return kept + added, custom
 
@@ -108,11 +132,10 @@ def _owned_by(owner: str, given: list[Given]) -> list[Given]:
     return [item for item in given if item.option.owner == owner]
 
 
-def _accepted(given: list[Given]) -> list[Given]:
-    """`given` without what slime does its own way; slime's own flags are checked by `resolve`.
+def _accepted(given: list[Given], problems: Problems) -> list[Given]:
+    """`given` without refused flags, which are noted, and without what slime does its own way.
 
-    Raises:
-        ConfigError: a refused flag.
+    slime's own flags are checked by `resolve`.
     """
     accepted: list[Given] = []
     for item in given:
@@ -122,5 +145,5 @@ def _accepted(given: list[Given]) -> list[Given]:
         elif state.allows(item.value, item.option.default):
             accepted.append(item)
         else:
-            raise ConfigError(" ".join((item.spelling, *item.words)) + f": {state.note}")
+            problems.add(" ".join((item.spelling, *item.words)) + f": {state.note}")
     return accepted

@@ -7,11 +7,18 @@ from typing import Any, cast
 from slime.errors import ConfigError
 
 TRACKER_FILE = "latest_checkpointed_iteration.txt"
+# A checkpoint grows in a folder with this ending and is renamed when it is whole.
+HALF_WRITTEN = ".partial"
 
 
 def has_megatron_checkpoint(folder: str) -> bool:
     """Whether a checkpoint in Megatron's format was written there completely."""
     return (Path(folder) / TRACKER_FILE).is_file()
+
+
+def saved_so_far(folder: str) -> list[str]:
+    """Names of the checkpoints in a folder, whole or half-written (`.partial`), oldest first."""
+    return sorted(path.name for path in Path(folder).glob("iter_*") if path.is_dir())
 
 
 def is_hf_folder(folder: str) -> bool:

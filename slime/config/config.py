@@ -3,6 +3,7 @@
 import argparse
 import functools
 import json
+import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, cast
 
@@ -33,6 +34,14 @@ SECTIONS: tuple[type[Any], ...] = (
     DebugConfig,
     MegatronConfig,
 )
+
+# Names of secrets, in any case: judge_api_key, WANDB_API_KEY, HF_TOKEN, but not reward_key.
+_SECRET_NAME = re.compile(
+    r"api_?keys?$|(access|private|wandb)_key$|(^|(hf|auth|access|api|bearer)_)token$"
+    r"|passw|secret|credential",
+    re.IGNORECASE,
+)
+_REDACTED = "***"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +88,20 @@ class Config(
         return argparse.Namespace(**(values | self.custom | facts))
 
     def to_json(self) -> str:
-        """The whole configuration as indented JSON with sorted keys."""
-        return json.dumps(asdict(self), indent=2, sort_keys=True, default=str)
+        """The whole configuration as indented JSON with sorted keys; secrets show as "***"."""
+        return json.dumps(without_secrets(asdict(self)), indent=2, sort_keys=True, default=str)
+
+
+def without_secrets(value: Any, name: str = "") -> Any:
+    """`value` with "***" in place of what stands under the name of a key, token or password."""
+    if value and not isinstance(value, bool) and _SECRET_NAME.search(name):
+        return _REDACTED
+    if isinstance(value, dict):
+        items = cast(dict[Any, Any], value).items()
+        return {key: without_secrets(item, str(key)) for key, item in items}
+    if isinstance(value, list | tuple):
+        return [without_secrets(item) for item in cast(list[Any], value)]
+    return value
 
 
 @functools.cache

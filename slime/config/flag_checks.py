@@ -4,18 +4,15 @@ import logging
 import math
 
 from slime.config.config import Config, slime_options
+from slime.config.fields import Option
+from slime.config.problems import Problems
 from slime.config.states import State, state_of
-from slime.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
 
-def check_flag_states(config: Config) -> None:
-    """Nothing, when every flag that differs from its default may be given.
-
-    Raises:
-        ConfigError: a refused flag, with the reason.
-    """
+def check_flag_states(config: Config, problems: Problems) -> None:
+    """Note every flag that differs from its default and may not be given, with the reason."""
     for option in slime_options():
         value = getattr(config, option.dest)
         state = state_of(option)
@@ -24,22 +21,26 @@ def check_flag_states(config: Config) -> None:
                 logger.info("%s: %s", option.name, state.note)
             continue
         shown = "" if option.is_switch else f" {value}"
-        raise ConfigError(f"{option.name}{shown}: {state.note}")
+        problems.add(f"{option.name}{shown}: {state.note}", spoils=(option.dest,))
 
 
-def check_numbers(config: Config) -> None:
-    """Nothing, when every number is finite and within the bounds of its flag.
-
-    Raises:
-        ConfigError: the first that is not.
-    """
+def check_numbers(config: Config, problems: Problems) -> None:
+    """Note every number that is not finite or out of the bounds of its flag."""
     for option in slime_options():
         value = getattr(config, option.dest)
         if option.type_name not in ("int", "float") or not isinstance(value, int | float):
             continue
-        if not math.isfinite(value):
-            raise ConfigError(f"{option.name} must be a finite number, found {value}")
-        if option.at_least is not None and value < option.at_least:
-            raise ConfigError(f"{option.name} must be at least {option.at_least}, found {value}")
-        if option.above is not None and value <= option.above:
-            raise ConfigError(f"{option.name} must be above {option.above}, found {value}")
+        if wanted := _broken_bound(option, value):
+            message = f"{option.name} must be {wanted}, found {value}"
+            problems.add(message, spoils=(option.dest,))
+
+
+def _broken_bound(option: Option, value: float) -> str | None:
+    """What the number should be and is not."""
+    if not math.isfinite(value):
+        return "a finite number"
+    if option.at_least is not None and value < option.at_least:
+        return f"at least {option.at_least}"
+    if option.above is not None and value <= option.above:
+        return f"above {option.above}"
+    return None

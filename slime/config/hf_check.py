@@ -1,12 +1,14 @@
 """The model's shape in Megatron's flags against config.json of --hf-checkpoint."""
 
+from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any, cast
 
 from slime.config.checkpoints import read_hf_config
 from slime.config.config import Config
-from slime.config.foreign import megatron_index, typed_megatron_argv
+from slime.config.foreign import megatron_index
+from slime.config.megatron import MegatronConfig
 from slime.config.words import merged_values, read_words
-from slime.errors import ConfigError
 
 # Megatron's flag -> key of config.json.
 _KEYS = {
@@ -24,22 +26,21 @@ _KEYS = {
 _UNTIE = "--untie-embeddings-and-output-weights"
 
 
-def check_against_hf(folder: str, config: Config) -> None:
-    """Nothing, when the shape given in flags is that of the model in `folder`.
+def check_against_hf(folder: str, config: Config) -> Iterator[str]:
+    """What is wrong with the shape given in flags, when that of the model in `folder` is right.
 
     Flags that are not given are not compared: the trainer then takes them from the folder.
 
     Raises:
-        ConfigError: lists every difference.
+        ConfigError: the folder's config.json cannot be read.
     """
     if config.num_layers is None and not config.debug_rollout_only:
-        raise ConfigError(
+        yield (
             "the model's flags are missing (--num-layers, --hidden-size, ...): give the MODEL_ARGS "
             "of this model, as scripts/models/*.sh have them"
         )
     theirs = read_hf_config(folder)
-    words = read_words((*config.megatron_argv, *typed_megatron_argv(config)), megatron_index())
-    given = merged_values(words)
+    given = _given(config)
     differences: list[str] = []
     for flag, key in _KEYS.items():
         option = megatron_index().find(flag)
@@ -50,10 +51,20 @@ def check_against_hf(folder: str, config: Config) -> None:
             differences.append(f"{flag} {given[option.dest]} (config.json: {key} {expected})")
     differences.extend(_untie_difference(theirs, given))
     if differences:
-        raise ConfigError(
+        yield (
             f"the model's flags and --hf-checkpoint {folder} differ: {'; '.join(differences)}; "
             "take the MODEL_ARGS of this model, or another checkpoint"
         )
+
+
+def _given(config: Config) -> dict[str, Any]:
+    """dest -> value of the flags that say something about the model, typed or not."""
+    typed = {item.name for item in fields(MegatronConfig)}
+    # Of the typed ones no other is asked for: one that is wrong need not keep us from comparing.
+    names = [flag.removeprefix("--").replace("-", "_") for flag in _KEYS]
+    values = {name: getattr(config, name) for name in names if name in typed}
+    given = merged_values(read_words(config.megatron_argv, megatron_index()))
+    return given | {name: value for name, value in values.items() if value is not None}
 
 
 def _value(hf_config: dict[str, Any], key: str) -> Any:

@@ -1,15 +1,23 @@
 """resolve(): derived values and the rules that span flags; the only place that derives."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from slime.config.checkpoints import has_megatron_checkpoint, is_hf_folder
+from slime.config.checkpoints import (
+    HALF_WRITTEN,
+    TRACKER_FILE,
+    has_megatron_checkpoint,
+    is_hf_folder,
+    saved_so_far,
+)
 from slime.config.config import Config
 from slime.config.eval_datasets import resolve_eval
 from slime.config.flag_checks import check_flag_states, check_numbers
 from slime.config.foreign import typed_megatron_argv, untyped_megatron_argv
+from slime.config.problems import Problems
 from slime.config.rules import check_rules, nearest_divisors
 from slime.errors import ConfigError
 
@@ -22,15 +30,25 @@ def resolve(config: Config) -> Config:
     What only the cluster can tell (`--device auto`) stays open. Resolving twice changes nothing.
 
     Raises:
-        ConfigError: a refused flag, or flags that cannot work together; says what to change.
+        ConfigError: refused flags, or flags that cannot work together; says what to change.
     """
-    check_flag_states(config)
-    check_numbers(config)
-    for derive in (_debug, _placement, _batch, _algorithm, _rollout, _checkpoint):
-        config = replace(config, **derive(config))
-    config = resolve_eval(config)
-    check_numbers(config)
-    check_rules(config)
+    problems = Problems()
+    resolved = resolve_into(problems, config)
+    problems.raise_all()
+    return resolved
+
+
+def resolve_into(problems: Problems, config: Config) -> Config:
+    """As `resolve`, but what is wrong goes into `problems`; the config is then as far as it got."""
+    check_flag_states(config, problems)
+    check_numbers(config, problems)
+    for derive, fills in _DERIVED:
+        with problems.caught(spoils=fills):
+            config = replace(config, **derive(problems.readable(config)))
+    with problems.caught(spoils=("eval_datasets",)):
+        config = resolve_eval(config)
+    check_numbers(config, problems)
+    check_rules(config, problems)
     words = (*untyped_megatron_argv(config.megatron_argv), *typed_megatron_argv(config))
     return replace(config, megatron_argv=words)
 
@@ -135,15 +153,16 @@ def _rollout(config: Config) -> dict[str, Any]:
 
 def _checkpoint(config: Config) -> dict[str, Any]:
     """Where weights come from: the run's own checkpoint, else initial ones and a new start."""
-    if config.debug_rollout_only or (config.load and has_megatron_checkpoint(config.load)):
+    if config.debug_rollout_only:
+        return {}
+    if config.load and has_megatron_checkpoint(config.load):
+        _name_halves(config.load, saved_so_far(config.load))
         return {}
     initial = config.ref_load or config.hf_checkpoint
     if config.load is not None and is_hf_folder(config.load):
         initial = config.load
     elif config.load is not None and config.load != initial:
-        # With --load equal to --save this is the usual first start.
-        level = logging.INFO if config.load == config.save else logging.WARNING
-        logger.log(level, "--load %s holds no checkpoint: starting from %s", config.load, initial)
+        _check_first_start(config.load, config.save)
     changes: dict[str, Any] = {
         "load": initial,
         "finetune": True,
@@ -153,3 +172,41 @@ def _checkpoint(config: Config) -> dict[str, Any]:
     if config.start_rollout_id is None:
         changes["start_rollout_id"] = 0
     return changes
+
+
+# (what derives, what nobody can go by when it cannot)
+_DERIVED: tuple[tuple[Callable[[Config], dict[str, Any]], tuple[str, ...]], ...] = (
+    (_debug, ()),
+    (_placement, ("rollout_num_gpus",)),
+    (_batch, ("global_batch_size", "over_sampling_batch_size")),
+    (_algorithm, ()),
+    (_rollout, ()),
+    (_checkpoint, ("load", "start_rollout_id")),
+)
+
+
+def _check_first_start(load: str, save: str | None) -> None:
+    """Nothing, when --load is the folder this run saves to and has not saved to yet.
+
+    Raises:
+        ConfigError: the folder holds no checkpoint: a run must not begin at rollout 0 where one
+            was to be continued.
+    """
+    found = saved_so_far(load)
+    halves = _name_halves(load, found)
+    if save is None or Path(save).resolve() != Path(load).resolve() or len(halves) < len(found):
+        there = f"it holds {', '.join(found)}, but no {TRACKER_FILE}" if found else "it holds none"
+        raise ConfigError(
+            f"--load {load} is no checkpoint ({there if Path(load).is_dir() else 'no such folder'}). "
+            "Check the path; leave --load out to begin with --ref-load or --hf-checkpoint. Only a "
+            "--load equal to --save may be empty, for a run's first start."
+        )
+    logger.info("--load %s: nothing was saved there yet, this is the first start", load)
+
+
+def _name_halves(folder: str, found: list[str]) -> list[str]:
+    """Checkpoints in `folder` that a kill left half-written; a warning names them."""
+    halves = [name for name in found if name.endswith(HALF_WRITTEN)]
+    if halves:
+        logger.warning("%s: half-written and not used: %s", folder, ", ".join(halves))
+    return halves

@@ -25,6 +25,12 @@ class RolloutConfig:
     request_timeout_s: float = flag(
         1800.0, "Deadline of one request to an engine, in seconds.", above=0
     )
+    generate_timeout_s: float | None = flag(
+        None,
+        "Deadline of one call of --custom-generate-function-path, in seconds; a sample that takes "
+        "longer fails alone. By default only --rollout-timeout-s bounds it.",
+        above=0,
+    )
     rollout_function_path: str = flag(
         "slime.rollout.sglang_rollout.generate_rollout",
         "Function that runs one round: fn(args, rollout_id, data_source, evaluation=False).",
@@ -59,6 +65,10 @@ class RolloutConfig:
     partial_rollout: bool = flag(
         False, "Keep the unfinished samples of a round and resume them in a later one."
     )
+    regenerate_on_resume: bool = flag(
+        False,
+        "Generate rounds after the checkpoint again, though the run folder has them recorded.",
+    )
     mask_offpolicy_in_partial_rollout: bool = flag(
         False, "Do not train on the tokens an older policy wrote before a resume."
     )
@@ -92,10 +102,20 @@ class RolloutConfig:
     rollout_external_engine_addrs: tuple[str, ...] | None = flag(
         None, "host:port of engines somebody else started."
     )
-    use_fault_tolerance: bool = flag(False, "Watch the engines and restart those that die.")
-    rollout_health_check_interval: float = flag(30.0, "Seconds between health checks.")
-    rollout_health_check_timeout: float = flag(30.0, "Deadline of a health check, in seconds.")
-    rollout_health_check_first_wait: float = flag(0.0, "Seconds before the first health check.")
+    use_fault_tolerance: bool = flag(
+        False,
+        "Check the health of engines and router while they generate, and restart those that hang; "
+        "those that die are restarted in any case.",
+    )
+    rollout_health_check_interval: float = flag(
+        30.0, "Seconds from one health check of an engine to its next.", above=0
+    )
+    rollout_health_check_timeout: float = flag(
+        30.0, "Deadline of a health check, in seconds.", above=0
+    )
+    rollout_health_check_first_wait: float = flag(
+        0.0, "Seconds of a round before its first health check.", at_least=0
+    )
     rollout_buffer_url: str | None = flag(None, "Address of an HTTP rollout buffer.")
     fetch_trajectory_retry_times: int = flag(-1, "Retries of the HTTP rollout buffer; -1: endless.")
     min_batch_collection_ratio: float = flag(1.0, "Part of a batch the HTTP buffer waits for.")

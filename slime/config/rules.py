@@ -2,14 +2,15 @@
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from slime.config.checkpoints import has_megatron_checkpoint, is_hf_folder
 from slime.config.config import Config, slime_options
 from slime.config.hf_check import check_against_hf
+from slime.config.layout import data_parallel_size
+from slime.config.problems import Problems
 from slime.config.states import EMBEDDED_ENGINE_OPTIONS
-from slime.errors import ConfigError
 from slime.plugins import nearest
 from slime.registry import REWARDS
 
@@ -29,6 +30,11 @@ _NEEDS = {
     "ref_ckpt_step": "ref_load",
     "tb_project_name": "use_tensorboard",
     "tb_experiment_name": "use_tensorboard",
+    "wandb_project": "use_wandb",
+    "wandb_run_id": "use_wandb",
+    "wandb_mode": "use_wandb",
+    "trackio_project": "use_trackio",
+    "trackio_space_id": "use_trackio",
     "load_debug_rollout_data_subsample": "load_debug_rollout_data",
     "eval_config": "eval_interval",
     "eval_prompt_data": "eval_interval",
@@ -36,79 +42,59 @@ _NEEDS = {
 }
 
 
-def check_rules(config: Config) -> None:
-    """Nothing, when the flags can work together.
-
-    Raises:
-        ConfigError: the first rule that is broken.
-    """
+def check_rules(config: Config, problems: Problems) -> None:
+    """Note every rule that is broken; one that asks for a wrong value stops there."""
     for rule in RULES:
-        rule(config)
+        with problems.caught():
+            for message in rule(problems.readable(config)):
+                problems.add(message)
+    with problems.caught():
+        _warn_without_effect(problems.readable(config))
 
 
-def _length_of_run(config: Config) -> None:
+def _length_of_run(config: Config) -> Iterator[str]:
     if config.num_rollout is None and config.num_epoch is None:
-        raise ConfigError("say how long to run: --num-rollout or --num-epoch is missing")
+        yield "say how long to run: --num-rollout or --num-epoch is missing"
     if config.num_rollout is None and config.disable_rollout_global_dataset:
-        raise ConfigError("--num-epoch needs a dataset to count; give --num-rollout instead")
+        yield "--num-epoch needs a dataset to count; give --num-rollout instead"
 
 
-def _batch_sizes(config: Config) -> None:
+def _batch_sizes(config: Config) -> Iterator[str]:
     prompts, size = config.rollout_batch_size or 0, config.global_batch_size or 0
     total = prompts * config.n_samples_per_prompt
     if total % size:
-        raise ConfigError(
+        yield (
             f"--global-batch-size {size} does not divide --rollout-batch-size x "
             f"--n-samples-per-prompt = {total}; try {nearest_divisors(total, size)}"
         )
     submitted = config.over_sampling_batch_size or 0
     if submitted < prompts:
-        raise ConfigError(
+        yield (
             f"--over-sampling-batch-size {submitted} is less than --rollout-batch-size {prompts}; "
             "raise it, or leave it out"
         )
     if config.use_dynamic_batch_size and config.max_tokens_per_gpu is None:
-        raise ConfigError(
+        yield (
             "--use-dynamic-batch-size needs --max-tokens-per-gpu: the most tokens of a micro-batch"
         )
-    if not config.debug_rollout_only:
-        _ranks_share_batch(config, size)
 
 
-def _ranks_share_batch(config: Config, size: int) -> None:
-    ranks = data_parallel_size(config)
+def _ranks_share_batch(config: Config) -> Iterator[str]:
+    if config.debug_rollout_only:
+        return
+    size, ranks = config.global_batch_size or 0, data_parallel_size(config)
     if size < ranks:
-        raise ConfigError(
+        yield (
             f"--global-batch-size {size} is less than the {ranks} data-parallel ranks, so some "
             f"would train on nothing; raise it to {ranks} or use fewer ranks"
         )
     per_pass = ranks * config.micro_batch_size
-    if not config.use_dynamic_batch_size and size % per_pass:
-        raise ConfigError(
+    if size >= ranks and not config.use_dynamic_batch_size and size % per_pass:
+        yield (
             f"--global-batch-size {size} is no multiple of data-parallel ranks x "
             f"--micro-batch-size = {ranks} x {config.micro_batch_size} = {per_pass}; try "
             f"{max(size - size % per_pass, per_pass)}, or --use-dynamic-batch-size"
         )
-
-
-def data_parallel_size(config: Config) -> int:
-    """Training ranks that hold the same weights and see different samples.
-
-    Raises:
-        ConfigError: the parallel sizes do not divide the number of ranks.
-    """
-    world_size = config.actor_num_nodes * config.actor_num_gpus_per_node
-    model_size = (
-        config.tensor_model_parallel_size
-        * config.pipeline_model_parallel_size
-        * config.context_parallel_size
-    )
-    if world_size % model_size:
-        raise ConfigError(
-            f"tensor x pipeline x context parallel size = {model_size} does not divide "
-            f"--actor-num-nodes x --actor-num-gpus-per-node = {world_size}"
-        )
-    return world_size // model_size
 
 
 def nearest_divisors(total: int, wanted: int) -> str:
@@ -119,46 +105,42 @@ def nearest_divisors(total: int, wanted: int) -> str:
     return " or ".join(str(size) for size in below + above)
 
 
-def _algorithm(config: Config) -> None:
+def _algorithm(config: Config) -> Iterator[str]:
     if config.kl_coef != 0.0 and config.kl_loss_coef != 0.0:
-        raise ConfigError(
+        yield (
             f"--kl-coef {config.kl_coef} and --kl-loss-coef {config.kl_loss_coef}: the KL goes "
             "either into the reward or into the loss; set one of them to 0"
         )
-    if config.kl_coef != 0.0 and not config.advantage_estimator.startswith("reinforce_plus_plus"):
-        raise ConfigError(
+    elif config.kl_coef != 0.0 and not config.advantage_estimator.startswith("reinforce_plus_plus"):
+        yield (
             f"--kl-coef {config.kl_coef} has no effect with --advantage-estimator "
             f"{config.advantage_estimator}; give --use-kl-loss with --kl-loss-coef, or a "
             "reinforce_plus_plus estimator"
         )
-    if config.kl_loss_coef != 0.0 and not config.use_kl_loss:
-        raise ConfigError(
-            f"--kl-loss-coef {config.kl_loss_coef} does nothing without --use-kl-loss; add it"
-        )
+    elif config.kl_loss_coef != 0.0 and not config.use_kl_loss:
+        yield (f"--kl-loss-coef {config.kl_loss_coef} does nothing without --use-kl-loss; add it")
     if config.use_rollout_logprobs and config.use_tis:
-        raise ConfigError(
+        yield (
             "--use-rollout-logprobs and --use-tis exclude each other: the first takes the "
             "engine's log-probs as the old ones, so there is nothing to correct"
         )
     if config.get_mismatch_metrics and config.custom_tis_function_path is None:
-        raise ConfigError("--get-mismatch-metrics needs --custom-tis-function-path")
+        yield "--get-mismatch-metrics needs --custom-tis-function-path"
     if config.eps_clip_c is not None and config.eps_clip_c <= 1.0:
-        raise ConfigError(f"--eps-clip-c must be above 1, found {config.eps_clip_c}")
+        yield f"--eps-clip-c must be above 1, found {config.eps_clip_c}"
     if config.tis_clip_low > config.tis_clip:
-        raise ConfigError(
-            f"--tis-clip-low {config.tis_clip_low} is above --tis-clip {config.tis_clip}"
-        )
+        yield (f"--tis-clip-low {config.tis_clip_low} is above --tis-clip {config.tis_clip}")
     if config.use_rollout_routing_replay and not config.use_routing_replay:
-        raise ConfigError("--use-rollout-routing-replay needs --use-routing-replay")
+        yield "--use-rollout-routing-replay needs --use-routing-replay"
 
 
-def _rollout(config: Config) -> None:
+def _rollout(config: Config) -> Iterator[str]:
     for name, value in (("rollout_top_p", config.rollout_top_p), ("eval_top_p", config.eval_top_p)):
         if value is not None and not 0.0 < value <= 1.0:
-            raise ConfigError(f"{_flag(name)} must be above 0 and at most 1, found {value}")
+            yield f"{_flag(name)} must be above 0 and at most 1, found {value}"
     for name, value in (("rollout_top_k", config.rollout_top_k), ("eval_top_k", config.eval_top_k)):
         if value is not None and value != -1 and value < 1:
-            raise ConfigError(f"{_flag(name)} must be at least 1, or -1 for all, found {value}")
+            yield f"{_flag(name)} must be at least 1, or -1 for all, found {value}"
     if config.rollout_top_k != -1:
         logger.warning(
             "--rollout-top-k %d: the trainer's log-probs are over the whole vocabulary, so they "
@@ -166,35 +148,15 @@ def _rollout(config: Config) -> None:
             config.rollout_top_k,
         )
     if config.sglang_router_ip is not None and config.sglang_router_port is None:
-        raise ConfigError("--sglang-router-ip needs --sglang-router-port")
+        yield "--sglang-router-ip needs --sglang-router-port"
 
 
-def _engines(config: Config) -> None:
+def _engines(config: Config) -> Iterator[str]:
     if config.debug_rollout_only and config.debug_train_only:
-        raise ConfigError(
+        yield (
             "--debug-rollout-only and --debug-train-only exclude each other "
             "(--load-debug-rollout-data implies the latter)"
         )
-    if config.rollout_num_gpus is None:
-        raise ConfigError(
-            "--rollout-num-gpus is missing: device slots of all engines together (on CPU, engine "
-            "processes); or share the trainer's with --colocate"
-        )
-    size = config.rollout_num_gpus_per_engine
-    if config.rollout_num_gpus % size:
-        raise ConfigError(
-            f"--rollout-num-gpus {config.rollout_num_gpus} is no multiple of "
-            f"--rollout-num-gpus-per-engine {size}"
-        )
-    _check_engine_options(config)
-    pipeline = config.sglang_argv.get("pp_size", 1)
-    if size % pipeline:
-        raise ConfigError(
-            f"--sglang-pp-size {pipeline} does not divide --rollout-num-gpus-per-engine {size}"
-        )
-    has_attention = config.sglang_argv.get("enable_dp_attention", False)
-    if config.sglang_argv.get("dp_size", 1) > 1 and not has_attention:
-        raise ConfigError("--sglang-dp-size above 1 needs --sglang-enable-dp-attention")
     deployments = {
         "--sglang-config": config.sglang_config,
         "--prefill-num-servers": config.prefill_num_servers,
@@ -202,10 +164,31 @@ def _engines(config: Config) -> None:
     }
     given = [name for name, value in deployments.items() if value is not None]
     if len(given) > 1:
-        raise ConfigError(f"{' and '.join(given)} exclude each other; give one")
+        yield f"{' and '.join(given)} exclude each other; give one"
 
 
-def _check_engine_options(config: Config) -> None:
+def _engine_slots(config: Config) -> Iterator[str]:
+    if config.rollout_num_gpus is None:
+        yield (
+            "--rollout-num-gpus is missing: device slots of all engines together (on CPU, engine "
+            "processes); or share the trainer's with --colocate"
+        )
+        return
+    size = config.rollout_num_gpus_per_engine
+    if config.rollout_num_gpus % size:
+        yield (
+            f"--rollout-num-gpus {config.rollout_num_gpus} is no multiple of "
+            f"--rollout-num-gpus-per-engine {size}"
+        )
+    pipeline = config.sglang_argv.get("pp_size", 1)
+    if size % pipeline:
+        yield (f"--sglang-pp-size {pipeline} does not divide --rollout-num-gpus-per-engine {size}")
+    has_attention = config.sglang_argv.get("enable_dp_attention", False)
+    if config.sglang_argv.get("dp_size", 1) > 1 and not has_attention:
+        yield "--sglang-dp-size above 1 needs --sglang-enable-dp-attention"
+
+
+def _engine_options(config: Config) -> Iterator[str]:
     is_embedded = config.rollout_engine == "embedded" or (
         config.rollout_engine == "auto" and config.device == "cpu"
     )
@@ -213,88 +196,89 @@ def _check_engine_options(config: Config) -> None:
     if is_embedded and unknown:
         names = ", ".join(_flag(f"sglang_{name}") for name in unknown)
         known = ", ".join(_flag(f"sglang_{name}") for name in EMBEDDED_ENGINE_OPTIONS)
-        raise ConfigError(f"the embedded CPU engine has no {names}; leave it out; known: {known}")
+        yield f"the embedded CPU engine has no {names}; leave it out; known: {known}"
 
 
-def _rewards(config: Config) -> None:
+def _rewards(config: Config) -> Iterator[str]:
     if config.group_rm and config.custom_rm_path is None:
-        raise ConfigError("--group-rm needs --custom-rm-path: no built-in reward takes a group")
+        yield "--group-rm needs --custom-rm-path: no built-in reward takes a group"
     names = {config.rm_type, *(dataset.rm_type for dataset in config.eval_datasets)} - {None}
     for name in sorted(str(name) for name in names):
         bare = name.removeprefix("boxed_")
         if bare not in REWARDS:
             known = ", ".join(REWARDS.names())
             hint = nearest(bare, REWARDS.names())
-            raise ConfigError(f"--rm-type {name}: no such reward{hint}; known: {known}")
+            yield f"--rm-type {name}: no such reward{hint}; known: {known}"
         if bare == "remote_rm" and config.rm_url is None:
-            raise ConfigError("--rm-type remote_rm needs --rm-url, the address it asks")
+            yield "--rm-type remote_rm needs --rm-url, the address it asks"
 
 
-def _periods(config: Config) -> None:
+def _periods(config: Config) -> Iterator[str]:
     if config.save_interval is not None and config.save is None:
-        raise ConfigError(
-            f"--save-interval {config.save_interval} needs --save, the folder of checkpoints"
-        )
+        yield (f"--save-interval {config.save_interval} needs --save, the folder of checkpoints")
     if config.eval_interval is not None and not config.eval_datasets:
         has_own_function = config.eval_function_path != config.rollout_function_path
         if not has_own_function:
-            raise ConfigError(
+            yield (
                 f"--eval-interval {config.eval_interval} needs data: --eval-prompt-data name path, "
                 "or --eval-config"
             )
 
 
-def _precision(config: Config) -> None:
+def _precision(config: Config) -> Iterator[str]:
     if config.bf16 and config.fp16:
-        raise ConfigError("--bf16 and --fp16 exclude each other; give one")
+        yield "--bf16 and --fp16 exclude each other; give one"
     if config.bf16 and config.device == "cpu":
         logger.info("--bf16: on CPU the trainer computes in float32")
 
 
-def _folders(config: Config) -> None:
+def _folders(config: Config) -> Iterator[str]:
     if config.hf_checkpoint is None:
-        raise ConfigError(
-            "--hf-checkpoint is missing: the Hugging Face folder with tokenizer and config"
-        )
-    if not is_hf_folder(config.hf_checkpoint):
-        raise ConfigError(
+        yield ("--hf-checkpoint is missing: the Hugging Face folder with tokenizer and config")
+    elif not is_hf_folder(config.hf_checkpoint):
+        yield (
             f"--hf-checkpoint {config.hf_checkpoint}: there is no config.json in such a folder; "
             "download the model first and give its local path"
         )
-    for name, folder in (("ref_load", config.ref_load), ("load", config.load)):
-        if folder is None or config.debug_rollout_only:
+    for name in ("ref_load", "load"):
+        folder: str | None = getattr(config, name)
+        if folder in (None, config.hf_checkpoint) or config.debug_rollout_only:
             continue
         if not (is_hf_folder(folder) or has_megatron_checkpoint(folder)):
-            raise ConfigError(
+            yield (
                 f"{_flag(name)} {folder}: neither a Megatron checkpoint nor a Hugging Face folder"
             )
-    check_against_hf(config.hf_checkpoint, config)
 
 
-def _data_files(config: Config) -> None:
+def _model(config: Config) -> Iterator[str]:
+    if config.hf_checkpoint is not None and is_hf_folder(config.hf_checkpoint):
+        yield from check_against_hf(config.hf_checkpoint, config)
+
+
+def _data_files(config: Config) -> Iterator[str]:
     reads_prompts = (
         config.data_source_path == DEFAULT_DATA_SOURCE
         and not config.disable_rollout_global_dataset
         and config.load_debug_rollout_data is None
     )
     if reads_prompts and config.prompt_data is None:
-        raise ConfigError(
+        yield (
             "--prompt-data is missing; a rollout function that brings its own prompts wants "
             "--disable-rollout-global-dataset"
         )
     if reads_prompts and config.prompt_data is not None:
-        _check_file("--prompt-data", config.prompt_data)
+        yield from _missing_file("--prompt-data", config.prompt_data)
     for dataset in config.eval_datasets:
-        _check_file(f"evaluation dataset {dataset.name}", dataset.path)
+        yield from _missing_file(f"evaluation dataset {dataset.name}", dataset.path)
 
 
-def _check_file(where: str, path: str) -> None:
+def _missing_file(where: str, path: str) -> Iterator[str]:
     file = re.sub(r"@\[[^\]]*\]$", "", path)
     if not Path(file).exists():
-        raise ConfigError(f"{where}: there is no file {file}")
+        yield f"{where}: there is no file {file}"
 
 
-def _without_effect(config: Config) -> None:
+def _warn_without_effect(config: Config) -> None:
     """Say which flags do nothing in this run: no error, as scripts share blocks of flags."""
     defaults = {option.dest: option.default for option in slime_options()}
     for name, needed in _NEEDS.items():
@@ -309,16 +293,19 @@ def _flag(dest: str) -> str:
     return "--" + dest.replace("_", "-")
 
 
-RULES: tuple[Callable[[Config], None], ...] = (
+RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _length_of_run,
     _batch_sizes,
+    _ranks_share_batch,
     _algorithm,
     _rollout,
     _engines,
+    _engine_slots,
+    _engine_options,
     _rewards,
     _periods,
     _precision,
     _folders,
+    _model,
     _data_files,
-    _without_effect,
 )

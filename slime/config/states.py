@@ -68,9 +68,7 @@ _MTP = "not built yet: multi-token prediction"
 _FP8 = "needs TransformerEngine, which slime does without"
 _REPLAY = "not built yet: routing replay"
 _OPD = "not built yet: on-policy distillation"
-_WANDB = "not built yet: Weights & Biases; --use-tensorboard and metrics.jsonl work"
 _DISK = "not built yet: weight sync through files; the collective transport works"
-_FAULT = "not built yet: restarting engines that died"
 _BUFFER = "not built yet: the HTTP rollout buffer"
 _PROFILE = "not built yet: the torch profiler"
 _MEMORY = "not built yet: recording memory history"
@@ -113,10 +111,6 @@ SLIME_STATES: dict[str, FlagState] = {
     "--keep-old-actor": refused("not built yet: a copy of the policy that generated"),
     "--rollout-data-transport": refused("not built yet: NIXL"),
     "--rollout-external-engine-addrs": refused("not built yet: engines somebody else started"),
-    "--use-fault-tolerance": refused(_FAULT),
-    "--rollout-health-check-interval": refused(_FAULT),
-    "--rollout-health-check-timeout": refused(_FAULT),
-    "--rollout-health-check-first-wait": refused(_FAULT),
     "--rollout-buffer-url": refused(_BUFFER),
     "--fetch-trajectory-retry-times": refused(_BUFFER),
     "--min-batch-collection-ratio": refused(_BUFFER),
@@ -159,17 +153,6 @@ SLIME_STATES: dict[str, FlagState] = {
     "--update-weight-delta-checksum": refused(_DISK),
     "--custom-update-weight-post-write-path": refused(_DISK),
     "--update-weight-local-checkpoint-dir": refused(_DISK),
-    "--use-wandb": refused(_WANDB),
-    "--wandb-mode": refused(_WANDB),
-    "--wandb-dir": refused(_WANDB),
-    "--wandb-key": refused(_WANDB),
-    "--wandb-host": refused(_WANDB),
-    "--wandb-team": refused(_WANDB),
-    "--wandb-group": refused(_WANDB),
-    "--wandb-project": refused(_WANDB),
-    "--disable-wandb-random-suffix": refused(_WANDB),
-    "--wandb-always-use-train-step": refused(_WANDB),
-    "--wandb-run-id": refused(_WANDB),
     "--load-forge-rollout-data": refused("not built yet: replaying recorded rollouts"),
     "--memory-snapshot-dir": refused(_MEMORY),
     "--memory-snapshot-num-steps": refused(_MEMORY),

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from slime.config.fields import Option
-from slime.errors import ConfigError
-from slime.plugins import nearest
+from slime.errors import ConfigError, ConfigErrors
+from slime.plugins import nearest, nearest_word
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,22 @@ class Given:
     spelling: str
     words: tuple[str, ...]
     value: Any
+
+
+@dataclass(frozen=True)
+class WrongWord:
+    """A flag that cannot be read; `option` is the one that was meant, as far as one can tell."""
+
+    message: str
+    option: Option | None
+
+
+@dataclass(frozen=True)
+class Words:
+    """A command line: the flags that can be read, and those that cannot."""
+
+    given: list[Given]
+    wrong: list[WrongWord]
 
 
 class OptionIndex:
@@ -49,7 +65,15 @@ class OptionIndex:
 
     def nearest(self, spelling: str) -> str:
         """`; did you mean '--eps-clip'?` or nothing."""
-        return nearest(spelling.lower().replace("_", "-"), tuple(self._by_spelling))
+        option_spelling = self._nearest_spelling(spelling)
+        return f"; did you mean {option_spelling!r}?" if option_spelling else ""
+
+    def nearest_option(self, spelling: str) -> Option | None:
+        """The option that `nearest` names."""
+        return self._by_spelling.get(self._nearest_spelling(spelling) or "")
+
+    def _nearest_spelling(self, spelling: str) -> str | None:
+        return nearest_word(spelling.lower().replace("_", "-"), tuple(self._by_spelling))
 
 
 def read_words(argv: Sequence[str], index: OptionIndex) -> list[Given]:
@@ -59,11 +83,21 @@ def read_words(argv: Sequence[str], index: OptionIndex) -> list[Given]:
     that does so is written `--flag=--value`. Spellings are never completed.
 
     Raises:
-        ConfigError: a flag nobody knows, with the nearest spelling; a value that is missing, too
-            much, of the wrong type or no choice.
+        ConfigError: all flags nobody knows, with the nearest spelling; all values that are missing,
+            too much, of the wrong type or no choice.
     """
+    found = read_all_words(argv, index)
+    if len(found.wrong) == 1:
+        raise ConfigError(found.wrong[0].message)
+    if found.wrong:
+        raise ConfigErrors(item.message for item in found.wrong)
+    return found.given
+
+
+def read_all_words(argv: Sequence[str], index: OptionIndex) -> "Words":
+    """As `read_words`, but what cannot be read is among the answer instead of raised."""
     given: list[Given] = []
-    unknown: list[str] = []
+    wrong: list[WrongWord] = []
     position = 0
     while position < len(argv):
         spelling, is_joined, joined = argv[position].partition("=")
@@ -71,7 +105,9 @@ def read_words(argv: Sequence[str], index: OptionIndex) -> list[Given]:
         position += 1
         following = _words_until_flag(argv, position)
         if option is None:
-            unknown.append(spelling)
+            wrong.append(
+                WrongWord(_unknown_message(spelling, index), index.nearest_option(spelling))
+            )
             position += len(following)
             continue
         if is_joined:
@@ -79,10 +115,11 @@ def read_words(argv: Sequence[str], index: OptionIndex) -> list[Given]:
         else:
             words = following[: _most_words(option)]
             position += len(words)
-        given.append(make_given(option, spelling, words, is_joined=bool(is_joined)))
-    if unknown:
-        raise ConfigError("; ".join(_unknown_message(word, index) for word in unknown))
-    return given
+        try:
+            given.append(make_given(option, spelling, words, is_joined=bool(is_joined)))
+        except ConfigError as error:
+            wrong.append(WrongWord(str(error), option))
+    return Words(given, wrong)
 
 
 def make_given(

@@ -2,10 +2,14 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
+
+# `RolloutBatch.sample_indices` of a row that evens ranks out: it trains nothing, no metric counts it.
+FILLER_INDEX = -1
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,11 @@ class Ragged:
     @classmethod
     def from_rows(cls, rows: Iterable[Tensor | Sequence[float]], dtype: torch.dtype) -> "Ragged":
         """Copy rows, each a [n] tensor or a list of numbers, into one flat tensor of `dtype`."""
+        rows = list(rows)
+        if rows and all(type(row) is list for row in rows):
+            # One tensor from all numbers: a small one for each row takes several times as long.
+            flat = torch.tensor(list(chain.from_iterable(rows)), dtype=dtype)  # pyright: ignore[reportUnknownArgumentType]
+            return cls(flat, tuple(map(len, rows)))
         tensors = [torch.as_tensor(row, dtype=dtype) for row in rows]
         lengths = tuple(tensor.numel() for tensor in tensors)
         return cls(torch.cat(tensors) if tensors else torch.empty(0, dtype=dtype), lengths)
@@ -103,6 +112,11 @@ class RolloutBatch:
     teacher_log_probs: Ragged | None = None
     steps: tuple[StepPlan, ...] = ()
     extras: dict[str, list[Any]] = field(default_factory=dict[str, list[Any]])
+
+    def samples_of_step(self, step: int) -> list[int]:
+        """`sample_indices` of the rows this rank computes on in one optimizer step, fillers apart."""
+        rows = (row for micro_batch in self.steps[step].micro_batches for row in micro_batch)
+        return [index for row in rows if (index := self.sample_indices[row]) != FILLER_INDEX]
 
     def __len__(self) -> int:
         return len(self.response_lengths)

@@ -31,10 +31,10 @@ class Tokenizer(Protocol):
 def load_tokenizer(path: str | None) -> Tokenizer:
     """The tokenizer of a local Hugging Face folder; loaded once per process.
 
-    Code in the folder is trusted, as it is when the engines load the model beside it.
+    Code in the folder is never run.
 
     Raises:
-        CheckpointError: there is no tokenizer at `path`.
+        CheckpointError: there is no tokenizer at `path`, or none without code of its own.
     """
     from transformers import AutoTokenizer  # several seconds, so only when one is needed
 
@@ -42,12 +42,13 @@ def load_tokenizer(path: str | None) -> Tokenizer:
         raise CheckpointError("no tokenizer: --hf-checkpoint must name a Hugging Face folder")
     try:
         return cast(Any, AutoTokenizer).from_pretrained(
-            path, local_files_only=True, trust_remote_code=True
+            path, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the Rust library raises Exception itself
         raise CheckpointError(
             f"cannot load a tokenizer from {path} ({error}); --hf-checkpoint must be a folder of "
-            "this machine with tokenizer.json and tokenizer_config.json"
+            "this machine with tokenizer.json and tokenizer_config.json. Code in a model folder is "
+            "not run: a tokenizer that needs its own must be converted to tokenizer.json first."
         ) from error
 
 
@@ -79,7 +80,10 @@ def render(
             tokenize=False,
             **(template_kwargs or {}),
         )
-    except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+    except (
+        *(TemplateError, TypeError, ValueError, LookupError, AttributeError),
+        *(ArithmeticError, RecursionError),
+    ) as error:
         raise DataError(
             f"{where}: the chat template failed with {type(error).__name__}: {error}; the messages "
             f"have roles {[message.get('role') for message in messages]}"

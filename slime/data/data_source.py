@@ -1,19 +1,25 @@
 """DataSource: groups of fresh samples for each round; unfinished ones wait in a buffer."""
 
 import logging
-from collections.abc import Callable, Iterator
-from copy import deepcopy
+from collections.abc import Callable, Iterable, Iterator
+from copy import copy, deepcopy
+from dataclasses import is_dataclass
+from enum import Enum
+from functools import partial
 from pathlib import Path
+from types import NoneType
 from typing import Any, Protocol, cast
 
 from slime.data.chat import load_tokenizer
 from slime.data.dataset import Dataset, DatasetSpec
 from slime.data.sample import Sample
 from slime.data.state import decode, encode, read_json, write_json
-from slime.errors import CheckpointError, ConfigError, DataError
+from slime.errors import CheckpointError, ConfigError, DataError, SlimeError
 from slime.plugins import load_function
 
 logger = logging.getLogger(__name__)
+
+_ATOMS = (str, bytes, int, float, bool, NoneType, Enum)
 
 Group = list[Sample]
 BufferFilter = Callable[[Any, int | None, list[Group], int], list[Group]]
@@ -116,9 +122,17 @@ class RolloutDataSource:
                 "checkpoint of slime that has it, or begin the data anew with --start-rollout-id 0"
             )
         state = cast(dict[str, Any], read_json(path))
-        if state.get("version") != STATE_VERSION:
+        if not isinstance(cast(object, state), dict) or state.get("version") != STATE_VERSION:
             raise CheckpointError(f"{path} is no data state of version {STATE_VERSION}")
-        self.load_state_dict(state)
+        try:
+            self.load_state_dict(state)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, SlimeError):
+                raise
+            raise CheckpointError(
+                f"{path} is damaged ({type(error).__name__}: {error}); resume from an earlier "
+                "checkpoint with --ckpt-step"
+            ) from error
         logger.info(
             "data continues at prompt %d of epoch %d (%s)", self.sample_offset, self.epoch_id, path
         )
@@ -169,13 +183,44 @@ class RolloutDataSource:
             self.sample_offset += 1
 
     def _group(self, prompt: Sample) -> Group:
-        group = [deepcopy(prompt) for _ in range(self.args.n_samples_per_prompt)]
+        group = list(_twins(prompt, self.args.n_samples_per_prompt))
         for sample in group:
             sample.group_index = self.sample_group_index
             sample.index = self.sample_index
             self.sample_index += 1
         self.sample_group_index += 1
         return group
+
+
+def _twins(prompt: Sample, count: int) -> Iterator[Sample]:
+    """`count` deep copies; a sample has many fields, and most need no walk to be copied."""
+    copiers = {name: _copier(value) for name, value in vars(prompt).items()}
+    own = [(name, copier) for name, copier in copiers.items() if copier is not None]
+    for _ in range(count):
+        twin = object.__new__(type(prompt))
+        vars(twin).update(vars(prompt))
+        for name, copier in own:
+            setattr(twin, name, copier())
+        yield twin
+
+
+def _copier(value: Any) -> Callable[[], Any] | None:
+    """Makes deep copies of `value`; None when it cannot change, so that it may be shared."""
+    if isinstance(value, _ATOMS):
+        return None
+    copier, inside = _shallow(value)
+    if copier is not None and all(isinstance(item, _ATOMS) for item in inside):
+        return copier
+    return partial(deepcopy, value)
+
+
+def _shallow(value: Any) -> tuple[Callable[[], Any] | None, Iterable[Any]]:
+    """How to copy a container itself, and what is in it; None for what is no plain container."""
+    if type(value) is list:
+        return value.copy, value  # pyright: ignore[reportUnknownVariableType]
+    if type(value) is dict:
+        return value.copy, value.values()  # pyright: ignore[reportUnknownVariableType]
+    return (partial(copy, value), vars(value).values()) if is_dataclass(value) else (None, ())
 
 
 class RolloutDataSourceWithBuffer(RolloutDataSource):

@@ -117,7 +117,8 @@ class Dataset:
             num_rows += len(batch)
             parsed = [self._parse(where, row, tokenizer) for where, row in batch]
             ids = _tokenize(tokenizer, [row.prompt for row in parsed])
-            for row, row_ids in zip(parsed, ids, strict=True):
+            for (where, _), row, row_ids in zip(batch, parsed, ids, strict=True):
+                _check_not_empty(where, row.prompt, row_ids, tokenizer)
                 if self.spec.max_prompt_len is None or len(row_ids) <= self.spec.max_prompt_len:
                     self._rows.append(row)
                     chunks.append(np.asarray(row_ids, np.int32))
@@ -144,16 +145,21 @@ class Dataset:
         self, value: Any, tools: Any, where: str, tokenizer: Tokenizer | None
     ) -> str | list[Message]:
         if not self.spec.apply_chat_template:
-            return value if isinstance(value, str) else as_messages(value, where=where)
+            if not isinstance(value, str):
+                return as_messages(value, where=where)
+            _check_text(where, value)
+            return value
         if tokenizer is None:
             raise ConfigError("--apply-chat-template needs the tokenizer of --hf-checkpoint")
-        return render(
+        text = render(
             tokenizer,
             as_messages(value, where=where),
             where=where,
             tools=tools or None,
             template_kwargs=self.spec.apply_chat_template_kwargs,
         )
+        _check_text(where, text)
+        return text
 
     def _report(self, num_rows: int) -> None:
         name, limit = self.spec.path, self.spec.max_prompt_len
@@ -185,11 +191,11 @@ def read_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """
     file, rows = split_slice(path)
     if not file.is_file():
-        raise DataError(f"no such file: {file}")
+        raise DataError(f"{'a folder, not a file' if file.is_dir() else 'no such file'}: {file}")
     if file.suffix == ".jsonl":
-        return _read_jsonl(file, rows)
+        return _readable(file, _read_jsonl(file, rows))
     if file.suffix == ".parquet":
-        return _read_parquet(file, rows)
+        return _readable(file, _read_parquet(file, rows))
     raise DataError(f"{file}: prompts must be .jsonl or .parquet, found {file.suffix!r}")
 
 
@@ -199,6 +205,18 @@ def split_slice(path: str) -> tuple[Path, slice]:
         return Path(path), slice(None)
     start, stop = (int(text) if text else None for text in match.group("start", "stop"))
     return Path(match["path"]), slice(start, stop)
+
+
+def _readable(
+    file: Path, rows: Iterator[tuple[str, dict[str, Any]]]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """`rows`; what the file system says, and a parquet file damaged in the middle, as DataErrors."""
+    try:
+        yield from rows
+    except DataError:
+        raise
+    except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
+        raise DataError(f"cannot read {file}: {error}; is the file whole?") from error
 
 
 def _read_jsonl(file: Path, rows: slice) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -212,7 +230,7 @@ def _read_jsonl(file: Path, rows: slice) -> Iterator[tuple[str, dict[str, Any]]]
             where = f"{file}:{number}"
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{where}: not JSON ({error}): {line[:80]!r}") from error
             if not isinstance(row, dict):
                 raise DataError(f"{where}: a row must be a JSON object, found {line[:80]!r}")
@@ -239,6 +257,24 @@ def _read_parquet(file: Path, rows: slice) -> Iterator[tuple[str, dict[str, Any]
             return
 
 
+def _check_text(where: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: the prompt is no text that UTF-8 can hold ({error.reason} at character "
+            f"{error.start}); half an emoji as \\ud83d was probably cut from its other half"
+        ) from error
+
+
+def _check_not_empty(
+    where: str, prompt: str | list[Message], ids: list[int], tokenizer: Tokenizer | None
+) -> None:
+    """An engine cannot answer nothing: better to stop here than to fail the sample in every epoch."""
+    if isinstance(prompt, str) and not (ids if tokenizer is not None else prompt):
+        raise DataError(f"{where}: the prompt {prompt!r:.80} has no tokens; take the row out")
+
+
 def _tokenize(
     tokenizer: Tokenizer | None, prompts: Sequence[str | list[Message]]
 ) -> list[list[int]]:
@@ -255,7 +291,7 @@ def _json_value(value: Any, where: str) -> Any:
         return value
     try:
         return json.loads(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: expected JSON, found {value!r:.80}") from error
 
 

@@ -1,6 +1,7 @@
 """Sample: one prompt with one response, and everything that must stay aligned with its tokens."""
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
@@ -9,6 +10,12 @@ from typing import Any, Self, cast
 import numpy as np
 
 from slime.errors import DataError, EngineProtocolError
+
+_LISTS = (list, tuple, np.ndarray)
+_PER_TOKEN = (
+    *("loss_mask", "rollout_log_probs", "teacher_log_probs"),
+    *("rollout_top_p_token_ids", "rollout_top_p_token_offsets"),
+)
 
 
 @dataclass
@@ -263,12 +270,68 @@ class Sample:
         self.spec_info.add(meta_info)
         self.prefix_cache_info.add(meta_info)
 
-    def validate(self) -> None:
-        """Check that every parallel list fits.
+    def validate(self, *, vocab_size: int | None = None, entries: bool = True) -> None:
+        """Check that every parallel list fits, and that its entries can be what they say.
+
+        Args:
+            vocab_size: ids are below it; None = not known.
+            entries: False leaves them out, where a caller has checked those of many samples at
+                once.
 
         Raises:
-            DataError: naming the first list that does not.
+            DataError: naming the first list that does not, and what was found.
         """
+        self._check_kinds()
+        self._check_lengths()
+        if entries:
+            self._check_all_entries(vocab_size)
+        if isinstance(self.reward, float) and not math.isfinite(self.reward):
+            raise DataError(f"sample {self.index}: its reward is {self.reward}, which is no number")
+
+    def _check_all_entries(self, vocab_size: int | None) -> None:
+        self._check_entries("tokens", "iu", 0, None if vocab_size is None else vocab_size - 1)
+        self._check_entries("loss_mask", "iub", 0, 1)
+        self._check_entries("rollout_log_probs", "fiu", None, None)
+        self._check_entries("teacher_log_probs", "fiu", None, None)
+
+    def _check_entries(self, name: str, kinds: str, low: int | None, high: int | None) -> None:
+        """Check that a list holds finite numbers of the given numpy kinds in [low, high]."""
+        value = vars(self)[name]
+        if value is None or not len(value):
+            return
+        try:
+            array = np.asarray(value)
+        except ValueError:  # lists of different lengths inside
+            array = np.asarray([None])
+        if array.dtype.kind not in kinds or array.ndim != 1:
+            raise DataError(
+                f"sample {self.index}: {name} must be a list of numbers, found {value!r:.80}"
+            )
+        bad = ~np.isfinite(array)
+        bad |= False if low is None else array < low
+        bad |= False if high is None else array > high
+        if bad.any():
+            place = int(np.argmax(bad))
+            limits = "finite" if low is None else f"in {low} ... {'' if high is None else high}"
+            raise DataError(
+                f"sample {self.index}: {name}[{place}] is {array[place]}; it must be {limits}"
+            )
+
+    def _check_kinds(self) -> None:
+        """Check that what must be a list is one, and that R is a whole number."""
+        length = cast(object, self.response_length)
+        if isinstance(length, bool) or not isinstance(length, int):
+            raise DataError(f"sample {self.index}: response_length is {length!r:.80}, no number")
+        if not isinstance(cast(object, self.tokens), _LISTS):
+            raise DataError(
+                f"sample {self.index}: tokens must be a list, found {self.tokens!r:.80}"
+            )
+        for name in (*_PER_TOKEN, "rollout_routed_experts"):
+            value = vars(self)[name]
+            if value is not None and not isinstance(value, _LISTS):
+                raise DataError(f"sample {self.index}: {name} must be a list, found {value!r:.80}")
+
+    def _check_lengths(self) -> None:
         expected = {
             "loss_mask": self.response_length,
             "rollout_log_probs": self.response_length,
@@ -299,13 +362,20 @@ class Sample:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Inverse of `to_dict`; keys that are no field become attributes."""
+        """Inverse of `to_dict`; keys that are no field become attributes.
+
+        Raises:
+            DataError: a status or a counter that does not exist.
+        """
         names = {item.name for item in fields(cls)}
         known = {name: value for name, value in data.items() if name in names}
-        known["status"] = cls.Status(known.get("status", "pending"))
-        for name, kind in (("spec_info", SpecInfo), ("prefix_cache_info", PrefixCacheInfo)):
-            if isinstance(known.get(name), dict):
-                known[name] = kind(**known[name])
+        try:
+            known["status"] = cls.Status(known.get("status", "pending"))
+            for name, kind in (("spec_info", SpecInfo), ("prefix_cache_info", PrefixCacheInfo)):
+                if isinstance(known.get(name), dict):
+                    known[name] = kind(**known[name])
+        except (TypeError, ValueError) as error:  # no such status, no such counter
+            raise DataError(f"this is no sample: {error}; found {known!r:.200}") from error
         sample = cls(**known)
         vars(sample).update({name: value for name, value in data.items() if name not in names})
         return sample

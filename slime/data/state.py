@@ -11,6 +11,7 @@ import numpy as np
 import orjson
 
 from slime.errors import CheckpointError
+from slime.observability.disk import write_failure
 
 # A dict with this key stands for a value JSON lacks; its entry names the kind.
 _KIND = "__slime__"
@@ -115,15 +116,26 @@ _DECODERS: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write an encoded value; a reader sees the old file or the whole new one, never a part."""
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
+    """Write an encoded value; a reader sees the old file or the whole new one, never a part.
+
+    Args:
+        durable: wait for the disk, so that it also outlives the machine; it outlives this process
+            in any case.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(orjson.dumps(value))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(orjson.dumps(value))
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        message = write_failure(path, error)
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(message) from error
 
 
 def read_json(path: Path) -> Any:

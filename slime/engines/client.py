@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from asyncio import AbstractEventLoop
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,13 +12,23 @@ from weakref import WeakKeyDictionary
 import aiohttp
 import orjson
 
+from slime.config.api_key import run_api_key
 from slime.errors import EngineError, EngineProtocolError, EngineUnavailable
+from slime.observability.waits import WARN_FRACTION, waiting
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_TIMEOUT_S = 1800.0
 # The router and a starting engine answer these while they cannot serve; the request itself is fine.
 RETRIED_STATUS = frozenset({429, 502, 503, 504})
+# Codes in answers of the router (smg 1.13) that blame the fleet and not the request. 404: it knows no
+# engine at all, as all of them died, or it was itself started again and they are being registered.
+# 500: its connection to an engine broke, and its own retries had no better luck. An engine's own
+# 404 or 500 has no such code.
+ROUTER_CODES: dict[int, tuple[bytes, ...]] = {
+    404: (b'"code":"model_not_found"',),
+    500: (b'"code":"call_upstream_', b'"code":"read_response_'),
+}
 FIRST_BACKOFF_S = 0.05
 MAX_BACKOFF_S = 2.0
 # uvicorn drops idle connections after 5 s: let go first, or a request meets a closing connection.
@@ -52,8 +63,10 @@ class EngineClient:
         base_url: `http://host:port`; a path that is a whole address of its own replaces it.
         timeout_s: deadline of one call, all its retries included, seconds.
         max_connections: requests in flight at once; more wait inside their deadline.
-        api_key: sent as a bearer token when given.
-        max_retries: attempts after the first one.
+        api_key: sent as a bearer token with every call. By default the run's key, which goes to
+            `base_url` and to the addresses of `trust_with_key` only.
+        max_retries: attempts after the first one; None tries until the deadline, which is what a
+            fleet needs whose engines may take minutes to come back.
     """
 
     def __init__(
@@ -63,7 +76,7 @@ class EngineClient:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         max_connections: int = 1024,
         api_key: str | None = None,
-        max_retries: int = 60,
+        max_retries: int | None = None,
     ) -> None:
         self.base_url = base_url.rstrip("/")
         self.timeout_s = timeout_s
@@ -72,6 +85,8 @@ class EngineClient:
         self._headers = {"Content-Type": "application/json"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
+        elif base_url:
+            trust_with_key(base_url)
         self._sessions: WeakKeyDictionary[AbstractEventLoop, aiohttp.ClientSession] = (
             WeakKeyDictionary()
         )
@@ -165,20 +180,31 @@ class EngineClient:
     ) -> Any:
         """The decoded answer, after as many attempts as deadline and `max_retries` allow."""
         budget_s = self.timeout_s if timeout_s is None else timeout_s
-        attempts = 1 + (self.max_retries if max_retries is None else max_retries)
+        retries = self.max_retries if max_retries is None else max_retries
+        attempts = math.inf if retries is None else 1 + retries
         attempt, last = 0, "none failed"
+        origin = _origin(request.url)
+        # A long answer takes minutes: late is what has used up a part of its own deadline.
+        wait = waiting(
+            origin,
+            f"answer {request.method} {request.url.removeprefix(origin)}",
+            deadline_s=budget_s,
+            warn_after_s=WARN_FRACTION * budget_s,
+        )
         try:
-            async with asyncio.timeout(budget_s):
-                while attempt < attempts:
-                    if attempt:
-                        backoff_s = FIRST_BACKOFF_S * 2 ** (attempt - 1)
-                        await asyncio.sleep(min(backoff_s, MAX_BACKOFF_S))
-                    attempt += 1
-                    reply = await self._try_once(request)
-                    if isinstance(reply, _Reply):
-                        return _decoded(request, reply)
-                    last = reply
-                    logger.debug("%s, attempt %d: %s", request, attempt, last)
+            with wait:
+                async with asyncio.timeout(budget_s):
+                    while attempt < attempts:
+                        if attempt:
+                            # The exponent has a limit, or the power would leave the floats.
+                            backoff_s = FIRST_BACKOFF_S * 2 ** min(attempt - 1, 20)
+                            await asyncio.sleep(min(backoff_s, MAX_BACKOFF_S))
+                        attempt += 1
+                        reply = await self._try_once(request)
+                        if isinstance(reply, _Reply):
+                            return _decoded(request, reply)
+                        last = reply
+                        logger.debug("%s, attempt %d: %s", request, attempt, last)
         except TimeoutError:
             raise EngineUnavailable(
                 f"{request}: no answer within {budget_s:g} s ({attempt} attempts; last: {last}); "
@@ -195,7 +221,7 @@ class EngineClient:
                 request.method,
                 request.url,
                 data=request.body,
-                headers=request.headers,
+                headers=_run_key_header(request.url) | dict(request.headers or {}),
                 # The deadline is `_call`'s; aiohttp's own of 5 minutes would cut long answers.
                 timeout=aiohttp.ClientTimeout(total=None),
             ) as http:
@@ -211,9 +237,34 @@ class EngineClient:
                     "again, as the call may have had its effect"
                 ) from error
             return f"the connection broke ({error!r})"
-        if reply.status in RETRIED_STATUS:
+        if reply.status in RETRIED_STATUS or _is_fleet_fault(reply):
             return f"status {reply.status}: {_shown(reply.body)}"
         return reply
+
+
+# Where the run's key may go. A user's function may post to a judge with the same client, and the
+# key is none of the judge's business.
+_trusted: set[str] = set()
+
+
+def trust_with_key(*urls: str) -> None:
+    """Let clients of this process send the run's API key to these addresses: router and engines."""
+    _trusted.update(_origin(url) for url in urls)
+
+
+def _run_key_header(url: str) -> dict[str, str]:
+    key = run_api_key()
+    return {"Authorization": f"Bearer {key}"} if key and _origin(url) in _trusted else {}
+
+
+def _origin(url: str) -> str:
+    """`http://host:port` of an address."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.partition('/')[0]}".lower()
+
+
+def _is_fleet_fault(reply: _Reply) -> bool:
+    return any(code in reply.body for code in ROUTER_CODES.get(reply.status, ()))
 
 
 def _decoded(request: _Request, reply: _Reply) -> Any:

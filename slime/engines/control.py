@@ -11,7 +11,10 @@ from typing import Any
 import httpx
 import orjson
 
+from slime.config.api_key import run_api_key
 from slime.errors import EngineProtocolError, EngineUnavailable
+from slime.observability.doctor import late_report
+from slime.observability.waits import waiting
 
 Answer = dict[str, Any]
 
@@ -22,7 +25,7 @@ class EngineControl:
     Args:
         urls: base address of each engine, `http://host:port`.
         timeout_s: deadline of one call on all engines, seconds.
-        api_key: sent as a bearer token when given.
+        api_key: sent as a bearer token; by default the run's.
     """
 
     def __init__(
@@ -30,7 +33,8 @@ class EngineControl:
     ) -> None:
         self.urls = tuple(urls)
         self.timeout_s = timeout_s
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        key = api_key or run_api_key()
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
         # trust_env=False: a proxy from the environment must never see engine traffic.
         self._http = httpx.Client(timeout=timeout_s, headers=headers, trust_env=False)
         self._pool = ThreadPoolExecutor(
@@ -85,16 +89,27 @@ class EngineControl:
         start = time.monotonic()
         try:
             content = None if body is None else orjson.dumps(body)
-            reply = self._http.request(
-                method, url, content=content, headers={"Content-Type": "application/json"}
-            )
+            with waiting(*_wait_names(method, url), deadline_s=self.timeout_s):
+                reply = self._http.request(
+                    method, url, content=content, headers={"Content-Type": "application/json"}
+                )
         except httpx.HTTPError as error:
             waited = time.monotonic() - start
-            raise EngineUnavailable(
+            message = (
                 f"{method} {url}: no answer after {waited:.1f} s ({error!r}); is the engine's process alive? "
                 "Its log is in the run folder under logs/."
-            ) from error
+            )
+            if isinstance(error, httpx.TimeoutException):
+                message = late_report(message)
+            raise EngineUnavailable(message) from error
         return _answer(method, url, reply)
+
+
+def _wait_names(method: str, url: str) -> tuple[str, str]:
+    """Whom a call waits for, and for what."""
+    scheme, _, rest = url.partition("://")
+    host, _, path = rest.partition("/")
+    return f"{scheme}://{host}", f"answer {method} /{path}"
 
 
 def collect(futures: Sequence["Future[Answer]"]) -> list[Answer]:

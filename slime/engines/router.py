@@ -7,12 +7,14 @@ fields such as `return_routed_experts` and `sampling_seeds`; smg 1.13 keeps them
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from slime.config.api_key import API_KEY_VARIABLE, run_api_key
 from slime.engines.servers import (
     HEALTH_POLL_S,
     ServerProcess,
@@ -21,6 +23,10 @@ from slime.engines.servers import (
     free_port,
 )
 from slime.errors import EngineProtocolError, EngineUnavailable
+
+# Status of an answer to POST /workers for an address the router has.
+KNOWN_ALREADY = 409
+CALL_TIMEOUT_S = 10.0
 
 # One miss costs a retry; with these a dead engine is out within seconds and back as soon as it
 # answers again.
@@ -47,6 +53,27 @@ class Router:
     def __init__(self, url: str, process: ServerProcess | None = None) -> None:
         self.url = url
         self.process = process
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether we started it; an adopted router is watched by its owner."""
+        return self.process is not None
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the process we started has ended."""
+        return self.process is not None and not self.process.is_alive()
+
+    def restart(self, timeout_s: float) -> None:
+        """Start the router again at its old address; it knows no engine then.
+
+        Raises:
+            EngineUnavailable: it did not come up; carries the end of its log.
+        """
+        assert self.process is not None, "an adopted router is not ours to start"
+        self.process.kill()
+        self.process = ServerProcess(self.process.spec)
+        self.process.wait_healthy(timeout_s)
 
     @classmethod
     def start(
@@ -77,12 +104,14 @@ class Router:
             "host": host,
             "port": port,
         }
+        key = merged.pop("api_key", None)
         spec = ServerSpec(
             name="router",
-            command=(sys.executable, "-m", "smg", "launch", *command_line(merged)),
+            command=(sys.executable, "-m", "slime.engines.router_server", *command_line(merged)),
             url=f"http://{host}:{port}",
             health_path="/liveness",
             log_path=log_path,
+            env={API_KEY_VARIABLE: str(key)} if key else {},
         )
         process = ServerProcess(spec)
         process.wait_healthy(timeout_s)
@@ -95,10 +124,12 @@ class Router:
             EngineUnavailable: an engine was not accepted within `timeout_s`; names it.
         """
         deadline = time.monotonic() + timeout_s
-        with httpx.Client(base_url=self.url, timeout=timeout_s, trust_env=False) as http:
+        key = run_api_key()
+        body = {"worker_type": "regular"} | ({"api_key": key} if key else {})
+        with self._http(timeout_s) as http:
             for url in urls:
-                reply = http.post("/workers", json={"url": url, "worker_type": "regular"})
-                if reply.status_code >= 300:
+                reply = http.post("/workers", json={"url": url, **body})
+                if reply.status_code >= 300 and reply.status_code != KNOWN_ALREADY:
                     raise EngineProtocolError(
                         f"the router {self.url} refused engine {url}: {reply.status_code} {reply.text[:300]}"
                     )
@@ -110,10 +141,33 @@ class Router:
                     )
                 time.sleep(HEALTH_POLL_S)
 
+    def remove_engine(self, url: str) -> None:
+        """Ask the router to forget an engine; one it does not know is no error.
+
+        Raises:
+            EngineUnavailable: the router did not answer.
+        """
+        with self._http(CALL_TIMEOUT_S) as http:
+            for worker in http.get("/workers").json().get("workers", []):
+                if worker["url"] == url:
+                    http.delete(f"/workers/{worker['id']}")
+
     def stop(self) -> None:
         """End the router if we started it; an adopted one is left alone."""
         if self.process is not None:
             self.process.stop()
+
+    @contextmanager
+    def _http(self, timeout_s: float) -> Generator[httpx.Client]:
+        key = run_api_key()
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        try:
+            with httpx.Client(
+                base_url=self.url, headers=headers, timeout=timeout_s, trust_env=False
+            ) as http:
+                yield http
+        except httpx.HTTPError as error:
+            raise EngineUnavailable(f"the router {self.url} does not answer: {error!r}") from error
 
     def _healthy(self, http: httpx.Client) -> set[str]:
         workers = http.get("/workers").json().get("workers", [])

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import httpx
 
 from slime.errors import EngineUnavailable
+from slime.observability.doctor import child_environment, register_child
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +26,9 @@ LOG_TAIL_CHARS = 2000
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
+# Linux ends a child by PDEATHSIG when the *thread* that started it ends: so all are started by one
+# thread that lives as long as this process.
+_spawner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spawn-servers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,18 +58,8 @@ class ServerProcess:
     def __init__(self, spec: ServerSpec) -> None:
         self.spec = spec
         spec.log_path.parent.mkdir(parents=True, exist_ok=True)
-        with spec.log_path.open("ab") as log:
-            self._process = subprocess.Popen(
-                spec.command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **spec.env},
-                # Its own session: a Ctrl-C in the terminal reaches the driver, which then stops
-                # servers in order.
-                start_new_session=True,
-                preexec_fn=_die_with_parent,
-            )
+        self._process = _spawner.submit(_spawn, spec).result()
+        register_child(spec.name, self.pid, address=spec.url)
 
     @property
     def pid(self) -> int:
@@ -74,6 +69,13 @@ class ServerProcess:
     def is_alive(self) -> bool:
         """Whether the process runs."""
         return self._process.poll() is None
+
+    def describe_end(self) -> str:
+        """How the process ended: `exit code 1`, `signal SIGKILL`; or that it runs."""
+        code = self._process.poll()
+        if code is None:
+            return "still running"
+        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     def wait_healthy(self, timeout_s: float) -> None:
         """Return once the server answers 200 at its health path.
@@ -87,7 +89,7 @@ class ServerProcess:
             while True:
                 if not self.is_alive():
                     raise EngineUnavailable(
-                        f"{self.spec.name} ended with exit code {self._process.returncode} while starting. "
+                        f"{self.spec.name} ended with {self.describe_end()} while starting. "
                         f"The end of {self.spec.log_path}:\n{self.log_tail()}"
                     )
                 with contextlib.suppress(httpx.HTTPError):
@@ -115,10 +117,35 @@ class ServerProcess:
                 return
         logger.warning("%s (pid %d) does not end; it is left", self.spec.name, self.pid)
 
+    def kill(self) -> None:
+        """End the server at once; also one that is stopped or hangs, which SIGTERM does not reach.
+
+        Its children go too, even when it is dead itself: they would keep its device's memory.
+        """
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOP_GRACE_S)
+
     def _signal(self, number: signal.Signals) -> None:
         if self.is_alive():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, number)
+
+
+def _spawn(spec: ServerSpec) -> "subprocess.Popen[bytes]":
+    with spec.log_path.open("ab") as log:
+        return subprocess.Popen(
+            spec.command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **spec.env, **child_environment(spec.name)},
+            # Its own session: a Ctrl-C in the terminal reaches the driver, which then stops
+            # servers in order.
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
 
 
 def command_line(options: dict[str, Any]) -> list[str]:

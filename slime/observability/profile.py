@@ -1,9 +1,11 @@
-"""Timers: seconds per named piece of work in this process, for `perf/{name}_time`."""
+"""Timers: seconds per named piece of work in this process, for `perf/{name}_time` and the timeline."""
 
 import threading
 import time
 from collections.abc import Generator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+
+from slime.observability.timeline import flush_timeline, span
 
 
 class Timers:
@@ -37,19 +39,25 @@ class Timers:
 _process_timers = Timers()
 
 
-def timer(name: str) -> AbstractContextManager[None]:
-    """A `with` block whose seconds are added to `name` in this process.
+@contextmanager
+def timer(name: str, rollout_id: int | None = None) -> Generator[None]:
+    """A `with` block whose seconds are added to `name` in this process; a span of its timeline too.
+
+    Args:
+        rollout_id: the round it belongs to, for the timeline; by default that of the block around.
 
     Example:
         with timer("update_weights"):
             ...
         metrics |= time_metrics(take_timers())   # {"perf/update_weights_time": 0.8}
     """
-    return _process_timers.measure(name)
+    with span(name, rollout_id), _process_timers.measure(name):
+        yield
 
 
 def take_timers() -> dict[str, float]:
-    """Seconds per name in this process since the last call; clears them."""
+    """Seconds per name in this process since the last call; clears them and flushes the timeline."""
+    flush_timeline()
     return _process_timers.take()
 
 

@@ -17,14 +17,14 @@ _MODE = 0o700  # prompts, answers and paths are nobody else's business
 class RunFolder:
     """The folder of one run, held by a lock until `release` or the end of the process.
 
-    Layout: `config.json metrics.jsonl tensorboard/ samples/ checkpoints/ logs/`. A finished run's
+    Layout: `config.json metrics.jsonl ledger.jsonl rounds/ tensorboard/ samples/ logs/`. A finished run's
     folder may be used again (a resumed run goes on in the same files); a live run's may not.
     """
 
     def __init__(self, path: Path, lock: int) -> None:
         self.path = path
         self._lock = lock
-        for folder in (self.tensorboard, self.samples, self.checkpoints, self.logs):
+        for folder in (self.tensorboard, self.samples, self.rounds, self.logs):
             folder.mkdir(mode=_MODE, exist_ok=True)
 
     @classmethod
@@ -61,8 +61,12 @@ class RunFolder:
         return self.path / "samples"
 
     @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+    def ledger(self) -> Path:
+        return self.path / "ledger.jsonl"
+
+    @property
+    def rounds(self) -> Path:
+        return self.path / "rounds"
 
     @property
     def logs(self) -> Path:

@@ -4,18 +4,25 @@ from pathlib import Path
 
 from slime.config.config import Config
 from slime.engines.servers import ServerProcess, free_port
+from slime.errors import EngineUnavailable
+from slime.observability.doctor import register_process
 from slime.orchestration.ray_cluster import node_address
 from slime.registry import ENGINES, lookup
 
+# `stop` and `death` answer while `start` waits for the server.
+ENGINE_THREADS = 2
+
 
 class EngineActor:
-    """Starts, watches and stops one engine's server process."""
+    """Starts, watches and stops one engine's server process; a Ray actor of ENGINE_THREADS threads."""
 
     def __init__(self) -> None:
         self._server: ServerProcess | None = None
+        self._used_ports: set[int] = set()
+        self._is_stopping = False
 
     def start(self, config: Config, index: int, kind: str, log_dir: Path) -> str:
-        """Start the server; its address, once it answers.
+        """Start the server, again if there was one; its address, once it answers.
 
         Args:
             config: the whole configuration.
@@ -27,18 +34,37 @@ class EngineActor:
             EngineUnavailable: the server did not come up; carries the end of its log.
             ConfigError: an option this kind of engine does not have.
         """
+        if self._server is not None:
+            self._server.kill()
+        if self._is_stopping:
+            raise EngineUnavailable("the run is ending: no server is started any more")
+        register_process(f"engine actor {index}", log_dir.parent)
         host = node_address()
         launch = lookup(ENGINES, kind)
-        spec = launch(config, index=index, host=host, port=free_port(host), log_dir=log_dir)
+        spec = launch(config, index=index, host=host, port=self._fresh_port(host), log_dir=log_dir)
         self._server = ServerProcess(spec)
         self._server.wait_healthy(config.startup_timeout_s)
         return spec.url
 
-    def is_alive(self) -> bool:
-        """Whether the server process runs."""
-        return self._server is not None and self._server.is_alive()
+    def death(self) -> str | None:
+        """None while the server process runs, or how it ended."""
+        if self._server is None or self._server.is_alive():
+            return None
+        return f"its process ended with {self._server.describe_end()}"
 
     def stop(self) -> None:
         """End the server process."""
+        self._is_stopping = True
         if self._server is not None:
             self._server.stop()
+
+    def _fresh_port(self, host: str) -> int:
+        """A port this engine never had.
+
+        The router goes on asking at an old address for a while, and would send requests to a new
+        server there before it has the current weights.
+        """
+        while (port := free_port(host)) in self._used_ports:
+            pass
+        self._used_ports.add(port)
+        return port

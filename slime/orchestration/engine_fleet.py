@@ -1,16 +1,23 @@
 """All engines of a run and the router in front of them."""
 
 import logging
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
 
+from slime.config.api_key import run_api_key
 from slime.config.config import Config
 from slime.engines.control import EngineControl
+from slime.engines.health import HealthWatch
 from slime.engines.router import Router
-from slime.orchestration.engine_actor import EngineActor
+from slime.orchestration.engine_actor import ENGINE_THREADS, EngineActor
+from slime.orchestration.engine_host import RayEngineHost
+from slime.orchestration.engine_watch import Engine, EngineWatch
 from slime.orchestration.placement import Placement
 from slime.orchestration.ray_cluster import node_address
 from slime.orchestration.waiting import wait_for
@@ -18,38 +25,38 @@ from slime.orchestration.waiting import wait_for
 logger = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 20.0
+POLL_S = 0.5
 
 
 class EngineFleet:
-    """Engine actors, one per server, and the router. Lives in the rollout manager.
+    """Engine actors, one per server, the router, and the watch over them. Lives in the rollout manager.
 
     Args:
         config: the whole configuration.
         placement: slots; engine i takes the slots i x size … (i + 1) x size - 1 of `rollout_slots`.
         log_dir: folder of the run's logs.
+
+    Attributes:
+        urls: addresses of the engines that serve; the same list all the time.
     """
 
     def __init__(self, config: Config, placement: Placement, log_dir: Path) -> None:
         self._config = config
+        self._placement = placement
         self._log_dir = log_dir
-        size = config.rollout_num_gpus_per_engine
-        kind = engine_kind(config, placement.device)
-        make: Any = ray.remote(EngineActor)
-        self._actors: dict[str, ActorHandle[EngineActor]] = {
-            f"engine {i}": make.options(**placement.options(slot)).remote()
-            for i, slot in enumerate(placement.rollout_slots[::size])
-        }
+        slots = placement.rollout_slots[:: config.rollout_num_gpus_per_engine]
         # They come up (seconds of imports) while the router and the trainers do.
-        self._starts = {
-            name: actor.start.remote(config, i, kind, log_dir)
-            for i, (name, actor) in enumerate(self._actors.items())
-        }
+        self._hosts = {f"engine {i}": self._make_host(i, slot) for i, slot in enumerate(slots)}
+        self._health = _health_watch(config)
         self._router: Router | None = None
+        self._watch: EngineWatch | None = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._poll, name="engine-watch", daemon=True)
         self.urls: list[str] = []
         self._infos: list[dict[str, Any]] = []
 
     def start(self) -> None:
-        """Bring up router and engines and register one with the other.
+        """Bring up router and engines, register one with the other, and begin to watch them.
 
         Raises:
             EngineUnavailable: a server did not come up; carries the end of its log.
@@ -57,18 +64,26 @@ class EngineFleet:
         """
         timeout_s = self._config.startup_timeout_s
         self._router = self._make_router(timeout_s)
+        starts = {name: host.starting for name, host in self._hosts.items()}
         # A little longer than the actors' own deadline, whose message tells more.
-        self.urls = wait_for(self._starts, action="start its server", timeout_s=timeout_s + 30.0)
-        if self.urls:
-            self._router.add_engines(self.urls, timeout_s)
-            control = EngineControl(self.urls, timeout_s=timeout_s)
+        urls = wait_for(starts, action="start its server", timeout_s=timeout_s + 30.0)
+        if urls:
+            self._router.add_engines(urls, timeout_s)
+            control = EngineControl(urls, timeout_s=timeout_s)
             self._infos = control.get_all("/server_info")
             control.close()
+        self._watch = EngineWatch(
+            [Engine(name, host) for name, host in self._hosts.items()],
+            self._router,
+            needs_weights=not self._config.debug_rollout_only,
+            health=self._health,
+            timeout_s=timeout_s,
+        )
+        self._watch.all_serve(urls)
+        self.urls = self._watch.urls
+        self._thread.start()
         logger.info(
-            "router %s in front of %d engines: %s",
-            self._router.url,
-            len(self.urls),
-            ", ".join(self.urls),
+            "router %s in front of %d engines: %s", self._router.url, len(urls), ", ".join(urls)
         )
 
     @property
@@ -82,16 +97,80 @@ class EngineFleet:
     @property
     def supports_group_seeds(self) -> bool:
         """Whether one request can ask every engine for n answers with a seed each (top-level `sampling_seeds`)."""
-        return bool(self.urls) and all(
+        return bool(self._infos) and all(
             info.get("slime_engine") == "embedded" for info in self._infos
         )
 
+    @property
+    def waiting(self) -> tuple[str, ...]:
+        """Addresses of engines that were started again and lack the current weights."""
+        return self._watch.waiting if self._watch is not None else ()
+
+    @property
+    def failure(self) -> str | None:
+        """Why an engine or the router is not started again any more; None while all is well."""
+        return self._watch.failure if self._watch is not None else None
+
+    @contextmanager
+    def in_round(self) -> Iterator[None]:
+        """Requests are on their way inside: check for servers that hang, if that was asked for."""
+        watch = self._started_watch()
+        watch.round_begins()
+        try:
+            yield
+        finally:
+            watch.round_ends()
+
+    def bring_up(self) -> tuple[str, ...]:
+        """Addresses of the engines that are up; waits and raises as `EngineWatch.bring_up`."""
+        return self._started_watch().bring_up(self._config.startup_timeout_s)
+
+    def admit(self, urls: Sequence[str]) -> None:
+        """Let engines that now have the current weights serve."""
+        self._started_watch().admit(urls)
+
+    def take_metrics(self) -> dict[str, float]:
+        """Restarts since the last call; nothing when there were none."""
+        return self._watch.take_metrics() if self._watch is not None else {}
+
     def stop(self) -> None:
         """End all servers."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(STOP_TIMEOUT_S)
+        if self._health is not None:
+            self._health.close()
         if self._router is not None:
             self._router.stop()
-        stops = {name: actor.stop.remote() for name, actor in self._actors.items()}
+        stops = {name: host.actor.stop.remote() for name, host in self._hosts.items()}
         wait_for(stops, action="stop its server", timeout_s=STOP_TIMEOUT_S)
+
+    def _poll(self) -> None:
+        watch = self._started_watch()
+        while not self._stopping.wait(POLL_S):
+            try:
+                watch.poll()
+            except Exception as error:
+                # Without this the thread would end unseen, and with it every repair.
+                watch.failure = watch.failure or f"the watch over the engines failed: {error!r}"
+                logger.exception("the watch over the engines failed")
+
+    def _started_watch(self) -> EngineWatch:
+        if self._watch is None:
+            raise RuntimeError("the fleet has not been started")
+        return self._watch
+
+    def _make_host(self, index: int, slot: int) -> RayEngineHost:
+        config, placement = self._config, self._placement
+        kind = engine_kind(config, placement.device)
+        make: Any = ray.remote(EngineActor)
+
+        def begin(actor: "ActorHandle[EngineActor]") -> "ray.ObjectRef[str]":
+            call: Any = actor.start
+            return call.remote(config, index, kind, self._log_dir)
+
+        options = {**placement.options(slot), "max_concurrency": ENGINE_THREADS}
+        return RayEngineHost(lambda: make.options(**options).remote(), begin)
 
     def _make_router(self, timeout_s: float) -> Router:
         config = self._config
@@ -114,3 +193,15 @@ def engine_kind(config: Config, device: str) -> str:
     if config.rollout_engine != "auto":
         return config.rollout_engine
     return "sglang" if device == "cuda" else "embedded"
+
+
+def _health_watch(config: Config) -> HealthWatch | None:
+    if not config.use_fault_tolerance:
+        return None
+    key = run_api_key()
+    return HealthWatch(
+        interval_s=config.rollout_health_check_interval,
+        timeout_s=config.rollout_health_check_timeout,
+        first_wait_s=config.rollout_health_check_first_wait,
+        headers={"Authorization": f"Bearer {key}"} if key else None,
+    )

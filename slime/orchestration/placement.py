@@ -8,6 +8,7 @@ from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from slime.config.cluster import ClusterConfig
+from slime.config.layout import count_slots
 from slime.errors import DeadlineExceeded
 from slime.orchestration.ray_cluster import CPU_PER_SLOT
 
@@ -38,14 +39,6 @@ class Placement:
         return {"num_cpus": CPU_PER_SLOT * share, "scheduling_strategy": strategy, **resources}
 
 
-def count_slots(cluster: ClusterConfig, *, train: bool, rollout: bool) -> tuple[int, int, int]:
-    """(training ranks, engine devices, bundles) of a run; colocated sides share bundles."""
-    num_train = cluster.actor_num_nodes * cluster.actor_num_gpus_per_node if train else 0
-    num_rollout = (cluster.rollout_num_gpus or 0) if rollout else 0
-    num_bundles = max(num_train, num_rollout) if cluster.colocate else num_train + num_rollout
-    return num_train, num_rollout, num_bundles
-
-
 def make_placement(cluster: ClusterConfig, *, device: str, train: bool, rollout: bool) -> Placement:
     """Reserve the slots.
 
@@ -53,7 +46,8 @@ def make_placement(cluster: ClusterConfig, *, device: str, train: bool, rollout:
         DeadlineExceeded: the cluster has no room within `--startup-timeout-s`; says what was asked
             and what is there.
     """
-    num_train, num_rollout, num_bundles = count_slots(cluster, train=train, rollout=rollout)
+    slots = count_slots(cluster, trains=train, rolls=rollout)
+    num_train, num_rollout, num_bundles = slots.train, slots.rollout, slots.total
     bundle = {"CPU": CPU_PER_SLOT} if device == "cpu" else {"CPU": 1.0, "GPU": 1.0}
     group = placement_group([bundle] * max(1, num_bundles), strategy="PACK")
     if not group.wait(cluster.startup_timeout_s):

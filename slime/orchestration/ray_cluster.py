@@ -2,11 +2,14 @@
 
 import logging
 import os
+import secrets
+import sys
 import tempfile
 from pathlib import Path
 
 import ray
 
+from slime.config.api_key import API_KEY_VARIABLE, run_api_key
 from slime.config.cluster import ClusterConfig
 from slime.errors import ConfigError, SlimeError
 
@@ -16,6 +19,7 @@ logger = logging.getLogger(__name__)
 # part of one.
 CPU_PER_SLOT = 0.25
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
+_PRIVATE = 0o700
 
 
 def connect(cluster: ClusterConfig, num_slots: int) -> None:
@@ -34,17 +38,37 @@ def connect(cluster: ClusterConfig, num_slots: int) -> None:
     # Workers inherit this process's environment: cheaper than a runtime_env, which wants an agent.
     os.environ.update(environment)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray listens on every interface and asks for a token; its own one lies in ~/.ray/auth_token,
+    # which other users can often read. Ours is in no file.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     num_cpus = max(os.cpu_count() or 1, int(num_slots * CPU_PER_SLOT + 1))
-    ray.init(
-        address="local",
-        num_cpus=num_cpus,
-        num_gpus=0 if cluster.device == "cpu" else None,
-        include_dashboard=False,
-        logging_level=logging.WARNING,
-        object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-        _node_ip_address="127.0.0.1",
-    )
+    _start_local(num_cpus, cluster)
     logger.info("started a local Ray with room for %d slots", int(num_cpus / CPU_PER_SLOT))
+
+
+def _start_local(num_cpus: int, cluster: ClusterConfig) -> None:
+    """A Ray of our own; tried twice, because Ray gives its node 30 seconds and a busy machine may need more."""
+    for is_last in (False, True):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                num_gpus=0 if cluster.device == "cpu" else None,
+                include_dashboard=False,
+                logging_level=logging.WARNING,
+                object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=private_ray_folder(),
+            )
+            return
+        except Exception as error:  # Ray raises a bare one
+            ray.shutdown()
+            if is_last or "timed out during startup" not in str(error):
+                raise SlimeError(
+                    f"Ray did not start on this machine: {error} A machine that is very busy needs "
+                    "another try."
+                ) from error
+            logger.warning("Ray did not start within its 30 seconds; trying once more")
 
 
 def _joined(address: str, environment: dict[str, str]) -> bool:
@@ -74,6 +98,23 @@ def _joined(address: str, environment: dict[str, str]) -> bool:
     return True
 
 
+def private_ray_folder() -> str | None:
+    """Where a local Ray keeps logs and sockets: below a folder of this user alone.
+
+    Ray lets everybody write into its own folder. None: RAY_TMPDIR names another place.
+    """
+    if "RAY_TMPDIR" in os.environ:
+        return None
+    # Paths of sockets must be short, those of TMPDIR on clusters are not.
+    parent = "/tmp" if sys.platform == "linux" else tempfile.gettempdir()
+    folder = Path(parent) / f"slime-{os.getuid()}"
+    folder.mkdir(mode=_PRIVATE, exist_ok=True)
+    found = folder.stat()
+    if found.st_uid != os.getuid() or found.st_mode & 0o077 or folder.is_symlink():
+        folder = Path(tempfile.mkdtemp(prefix="slime-"))
+    return str(folder / "ray")
+
+
 def running_cluster() -> str | None:
     """Address of the cluster to join: RAY_ADDRESS, or what the last `ray start` here wrote down.
 
@@ -95,6 +136,8 @@ def worker_environment(cluster: ClusterConfig) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),
     }
+    if key := run_api_key():
+        environment[API_KEY_VARIABLE] = key
     if cluster.device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
     return environment

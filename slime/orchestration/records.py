@@ -2,16 +2,19 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from slime.config.config import Config
+from slime.observability.live import LiveView, open_live_view
 from slime.observability.metrics import summary_line
 from slime.observability.runs import RunFolder
+from slime.observability.services import open_services
 from slime.observability.trackers import (
     JsonlTracker,
     TensorBoardTracker,
     Tracker,
     Trackers,
+    read_metrics,
     tensorboard_folder,
 )
 
@@ -45,9 +48,27 @@ class Records:
     """
 
     def __init__(self, config: Config, folder: RunFolder) -> None:
-        self._trackers = make_trackers(config, folder)
+        self._config, self._folder = config, folder
+        # Outside services first: one that refuses should do so before engines start.
+        self._services = open_services(config, folder.path)
+        self._trackers = Trackers(self._services)
+        self._view: LiveView | None = None
         self._round: Metrics = {}
         self._round_start = self._train_start = self._train_end = time.perf_counter()
+
+    def begin(self, first_rollout: int, num_rollout: int) -> None:
+        """Open the trackers and the live view.
+
+        Rounds from `first_rollout` on will be written, for the first time or again; there are
+        `num_rollout` in the whole run.
+        """
+        self._trackers = make_trackers(self._config, self._folder, self._services)
+        self._view = open_live_view(self._config.live_view, first_rollout, num_rollout)
+
+    def progress(self, counts: Mapping[str, float]) -> None:
+        """Counts of the running round, for the terminal."""
+        if self._view is not None:
+            self._view.progress(counts)
 
     def add(self, metrics: Metrics) -> None:
         """More metrics of the present round."""
@@ -56,6 +77,8 @@ class Records:
     def rollout(self, rollout_id: int, metrics: Metrics) -> None:
         """A generated round."""
         self.add(metrics)
+        if self._view is not None:
+            self._view.rollout(metrics)
         self._show(f"rollout {rollout_id}", summary_line(metrics, _SHOWN_ROLLOUT))
 
     def train_begins(self) -> None:
@@ -72,6 +95,8 @@ class Records:
         for step, metrics in enumerate(steps, start=rollout_id * len(steps)):
             self._trackers.log(metrics, step_key="train/step", step=step)
         if steps:
+            if self._view is not None:
+                self._view.train(steps[-1])
             count = f" ({len(steps)} steps, the last)" if len(steps) > 1 else ""
             self._show(f"train {rollout_id}{count}", summary_line(steps[-1], _SHOWN_TRAIN))
 
@@ -81,6 +106,8 @@ class Records:
         row = self._round | {"perf/step_time": now - self._round_start}
         self._round, self._round_start = {}, now
         self._trackers.log(row, step_key="rollout/step", step=rollout_id)
+        if self._view is not None:
+            self._view.round_ends(rollout_id)
 
     def evaluation(self, step: int, metrics: Metrics) -> None:
         """An evaluation; its time belongs to no round."""
@@ -90,7 +117,9 @@ class Records:
         self._round_start = time.perf_counter()
 
     def close(self) -> None:
-        """Flush and close the trackers."""
+        """Flush and close the trackers, and wipe the view."""
+        if self._view is not None:
+            self._view.close()
         self._trackers.close()
 
     def _show(self, what: str, line: str) -> None:
@@ -98,12 +127,13 @@ class Records:
             logger.info("%s: %s", what, line)
 
 
-def make_trackers(config: Config, folder: RunFolder) -> Trackers:
-    """metrics.jsonl always, TensorBoard when asked."""
+def make_trackers(config: Config, folder: RunFolder, services: Sequence[Tracker]) -> Trackers:
+    """metrics.jsonl always, TensorBoard when asked, then `services`."""
     trackers: list[Tracker] = [JsonlTracker(folder.metrics)]
     if config.use_tensorboard:
         path = tensorboard_folder(
             folder.tensorboard, config.tb_project_name, config.tb_experiment_name
         )
-        trackers.append(TensorBoardTracker(path))
-    return Trackers(trackers)
+        # What a resume will do again has been put aside: these are the rows that count.
+        trackers.append(TensorBoardTracker(path, earlier=read_metrics(folder.metrics)))
+    return Trackers([*trackers, *services])

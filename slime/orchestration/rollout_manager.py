@@ -2,34 +2,46 @@
 
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 
 from slime.config.config import Config
+from slime.data.chat import load_tokenizer
 from slime.data.sample import Sample
 from slime.errors import DataError
+from slime.observability.doctor import register_process
 from slime.observability.dumps import load_rollout, save_readable_samples, save_rollout
 from slime.observability.logging import setup_logging
 from slime.observability.profile import take_timers, time_metrics, timer
+from slime.observability.timeline import close_timeline, open_timeline, span
 from slime.orchestration.engine_fleet import EngineFleet
 from slime.orchestration.placement import Placement
+from slime.orchestration.rounds import (
+    Round,
+    RoundStore,
+    frozen,
+    rollout_entry,
+    rollout_fingerprint,
+)
 from slime.plugins import load_function
 from slime.rollout import loop
-from slime.rollout.base_types import (
-    RolloutFnEvalOutput,
-    RolloutFnTrainOutput,
-    call_rollout_fn,
-)
+from slime.rollout.base_types import RolloutFnEvalOutput, RolloutFnTrainOutput, call_rollout_fn
 from slime.rollout.metrics import eval_metrics, rollout_metrics
+from slime.rollout.state import progress
 
 if TYPE_CHECKING:
     from slime.data.batch import RolloutBatch
 
 logger = logging.getLogger(__name__)
+
+# One call works, the others ask how it is doing: `status` answers while `generate` runs.
+MANAGER_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -50,10 +62,34 @@ class RolloutInfo:
 
 @dataclass(frozen=True)
 class RolloutResult:
-    """One round: a reference to the batch of each data-parallel rank, and its metrics."""
+    """One round.
+
+    Attributes:
+        batches: a reference to the batch of each data-parallel rank.
+        metrics: of the round.
+        entry: the round's line in the ledger.
+    """
 
     batches: tuple["ray.ObjectRef[RolloutBatch]", ...]
     metrics: dict[str, float]
+    entry: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RolloutStatus:
+    """How the running round is doing.
+
+    Attributes:
+        progress: counts of the running round, by name; empty between rounds.
+        lost_engines: engines that died and were started again, without weights as yet.
+        num_serving: engines that have the current weights and answer.
+        failure: why a dead engine or router is not started again any more; None while all is well.
+    """
+
+    progress: dict[str, float]
+    lost_engines: tuple[str, ...] = ()
+    num_serving: int = 0
+    failure: str | None = None
 
 
 class RolloutManager:
@@ -68,6 +104,8 @@ class RolloutManager:
 
     def __init__(self, config: Config, placement: Placement, run_dir: Path, dp_size: int) -> None:
         setup_logging("INFO", "rollout manager", folder=run_dir / "logs", console_level="WARNING")
+        open_timeline("rollout manager", run_dir)
+        register_process("rollout manager", run_dir)
         self._config = config
         self._run_dir = run_dir
         self._dp_size = dp_size
@@ -75,6 +113,9 @@ class RolloutManager:
         if not config.debug_train_only:
             self._fleet = EngineFleet(config, placement, run_dir / "logs")
         self._args = config.to_namespace(run_dir=str(run_dir))
+        # Recording a round costs no time of the next one: the trainer is at work meanwhile.
+        self._recorder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="round-recorder")
+        self._recording: Future[None] | None = None
 
     def start(self) -> RolloutInfo:
         """Start engines and read the data; returns what the driver needs to know.
@@ -93,6 +134,7 @@ class RolloutManager:
         self._eval_fn = load_function(
             self._config.eval_function_path or self._config.rollout_function_path
         )
+        self._rounds = RoundStore(self._run_dir / "rounds", rollout_fingerprint(self._config))
         per_epoch = self._rollouts_per_epoch()
         return RolloutInfo(
             tuple(self._fleet.urls) if self._fleet else (), self._num_rollout(per_epoch), per_epoch
@@ -102,18 +144,19 @@ class RolloutManager:
         """Continue the data source after round `rollout_id` of an earlier run."""
         self._data_source.load(rollout_id)
 
-    def generate(self, rollout_id: int, save: bool) -> RolloutResult:
-        """Run one round and cut it into batches.
+    def generate(self, rollout_id: int, save: bool, weights: str | None) -> RolloutResult:
+        """Run one round, or take up a recorded one, and cut it into batches.
 
         Args:
             save: write the state of the data source as this round left it, unfinished groups
                 included. It happens here and not with the model's checkpoint, because by then the
                 next round may have taken prompts.
+            weights: digest of the weights in the engines; without one nothing is recorded.
         """
         start = time.perf_counter()
-        with timer("rollout"):
-            groups, fn_metrics = self._run_rollout(rollout_id)
-        samples = flatten_samples(groups)
+        with timer("rollout", rollout_id):
+            made = self._recorded(rollout_id, weights) or self._run_rollout(rollout_id, weights)
+        samples = flatten_samples(made.groups)
         if not samples:
             raise DataError(
                 f"rollout {rollout_id} returned no sample; look at the filters and the rollout function"
@@ -121,31 +164,62 @@ class RolloutManager:
         seconds = time.perf_counter() - start
         if save:
             self._data_source.save(rollout_id)
-        with timer("rollout_data"):
+        with timer("rollout_data", rollout_id):
             self._keep_samples(rollout_id, samples)
             batches, counts = self._make_batches(rollout_id, samples)
-        metrics = self._log_metrics(rollout_id, samples, fn_metrics, seconds)
+            entry = rollout_entry(made, self._trained_indexes(batches))
+        metrics = self._log_metrics(rollout_id, samples, made.metrics, seconds)
         metrics |= counts | time_metrics(take_timers())
-        return RolloutResult(tuple(ray.put(batch) for batch in batches), metrics)
+        if self._fleet is not None:
+            metrics |= self._fleet.take_metrics()
+        with span("put_batches", rollout_id):
+            references = tuple(ray.put(batch) for batch in batches)
+        return RolloutResult(references, metrics, entry)
 
     def evaluate(self, rollout_id: int) -> dict[str, float]:
         """Evaluate the current weights on the eval data sets; metrics `eval/...`."""
         start = time.perf_counter()
-        output = call_rollout_fn(
-            self._eval_fn, self._args, rollout_id, self._data_source, evaluation=True
-        )
+        with span("eval", rollout_id):
+            output = self._call(self._eval_fn, rollout_id, evaluation=True)
         assert isinstance(output, RolloutFnEvalOutput)
         seconds = time.perf_counter() - start
         metrics: dict[str, float] = dict(output.metrics or {})
         custom_log = self._config.custom_eval_rollout_log_function_path
         if custom_log and load_function(custom_log)(rollout_id, self._args, output.data, metrics):
             return {}
-        for data in output.data.values():
-            self._keep_samples(rollout_id, data.get("samples", []), evaluation=True)
+        datasets: list[Sequence[Sample]] = [d.get("samples", []) for d in output.data.values()]
+        self._keep_samples(rollout_id, *datasets, evaluation=True)
         return metrics | eval_metrics(output.data, self._args) | {"perf/eval_time": seconds}
+
+    def status(self) -> RolloutStatus:
+        """How the running round is doing; answers while another call works."""
+        fleet = self._fleet
+        if fleet is None:
+            return RolloutStatus(progress=progress.counts())
+        return RolloutStatus(
+            progress=progress.counts(),
+            lost_engines=fleet.waiting,
+            num_serving=len(fleet.urls),
+            failure=fleet.failure,
+        )
+
+    def bring_up_engines(self) -> tuple[str, ...]:
+        """Addresses of the engines that are up, dead ones noticed; waits while none is."""
+        return self._fleet.bring_up() if self._fleet is not None else ()
+
+    def admit_engines(self, urls: tuple[str, ...]) -> None:
+        """Let engines that now have the current weights serve."""
+        if self._fleet is not None:
+            self._fleet.admit(urls)
+
+    def forget_rounds(self, up_to: int) -> None:
+        """Remove the recorded rounds up to `up_to`."""
+        self._rounds.prune(up_to)
 
     def stop(self) -> None:
         """End engines and router, and what still runs on the event loop."""
+        self._recorder.shutdown()
+        close_timeline()
         loop.shutdown()
         if self._fleet is not None:
             self._fleet.stop()
@@ -176,32 +250,90 @@ class RolloutManager:
             )
         return per_epoch * (self._config.num_epoch or 1)
 
-    def _run_rollout(self, rollout_id: int) -> tuple[Any, dict[str, float]]:
+    def _recorded(self, rollout_id: int, weights: str | None) -> Round | None:
+        """The round as an earlier attempt of this run recorded it, if it may be used."""
+        if weights is None or self._config.regenerate_on_resume:
+            return None
+        found = self._rounds.load(rollout_id, weights=weights)
+        if found is None:
+            return None
+        made, data_state = found
+        self._data_source.load_state_dict(data_state)
+        logger.info("rollout %d is taken from the record of an earlier start", rollout_id)
+        return made
+
+    def _run_rollout(self, rollout_id: int, weights: str | None) -> Round:
         config = self._config
         if config.load_debug_rollout_data:
             part = config.load_debug_rollout_data_subsample
             dump = load_rollout(config.load_debug_rollout_data, rollout_id, subsample=part)
-            return [Sample.from_dict(sample) for sample in dump.samples], {}
-        output = call_rollout_fn(
-            self._rollout_fn, self._args, rollout_id, self._data_source, evaluation=False
-        )
+            return Round([Sample.from_dict(sample) for sample in dump.samples], {}, None, None)
+        first = self._next_group()
+        output = self._call(self._rollout_fn, rollout_id, evaluation=False)
         assert isinstance(output, RolloutFnTrainOutput)
-        return output.samples, dict(output.metrics or {})
+        last = self._next_group()
+        taken = None if first is None or last is None else (first, last)
+        made = Round(output.samples, dict(output.metrics or {}), output.fates, taken)
+        if weights is not None and hasattr(self._data_source, "state_dict"):
+            self._record(rollout_id, made, weights)
+        return made
+
+    def _call(self, function: Any, rollout_id: int, *, evaluation: bool) -> Any:
+        """What a rollout function returns; servers that hang are looked for meanwhile."""
+        with self._fleet.in_round() if self._fleet is not None else nullcontext():
+            return call_rollout_fn(
+                function, self._args, rollout_id, self._data_source, evaluation=evaluation
+            )
+
+    def _next_group(self) -> int | None:
+        """Number of the next group the data source takes from its data; None if it has none."""
+        return getattr(self._data_source, "sample_group_index", None)
+
+    def _record(self, rollout_id: int, made: Round, weights: str) -> None:
+        """Record the round in the background."""
+        if self._recording is not None:
+            self._recording.result()
+        copy = replace(made, groups=frozen(made.groups))
+        state = self._data_source.state_dict()
+        self._recording = self._recorder.submit(
+            self._rounds.save, rollout_id, copy, weights=weights, data_state=state
+        )
+
+    def _trained_indexes(self, batches: Sequence["RolloutBatch"]) -> list[int] | None:
+        """`Sample.index` of the rows in the batches; None when a user's function made them."""
+        if self._config.custom_convert_samples_to_train_data_path:
+            return None
+        return [
+            index
+            for batch in batches
+            for step in range(len(batch.steps))
+            for index in batch.samples_of_step(step)
+        ]
 
     def _keep_samples(
-        self, rollout_id: int, samples: Sequence[Sample], *, evaluation: bool = False
+        self, rollout_id: int, *parts: Sequence[Sample], evaluation: bool = False
     ) -> None:
-        """Write the first samples of the round to the run folder, and all of them where a debug flag says."""
+        """Write the first samples of each part to the run folder, and all of them where a debug flag says."""
         limit = self._config.samples_per_rollout_logged
-        shown = [sample.to_dict() for sample in samples[:limit]]
+        shown = [sample.to_dict() for part in parts for sample in part[:limit]]
         save_readable_samples(
-            self._run_dir / "samples", rollout_id, shown, limit=limit, evaluation=evaluation
+            self._run_dir / "samples",
+            rollout_id,
+            shown,
+            limit=len(shown),
+            evaluation=evaluation,
+            decode=self._decoder() if shown else None,
         )
         if self._config.save_debug_rollout_data:
-            rows = (sample.to_dict() for sample in samples)
+            rows = (sample.to_dict() for part in parts for sample in part)
             save_rollout(
                 self._config.save_debug_rollout_data, rollout_id, rows, evaluation=evaluation
             )
+
+    def _decoder(self) -> Callable[[list[int]], str] | None:
+        """Token ids to text, for the samples that people read; None without --hf-checkpoint."""
+        path = self._config.hf_checkpoint
+        return load_tokenizer(path).decode if path else None
 
     def _make_batches(
         self, rollout_id: int, samples: list[Sample]

@@ -5,19 +5,33 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from slime.config.config import Config
 from slime.config.hooks import check_hooks
-from slime.errors import SlimeError
+from slime.config.layout import count_slots, data_parallel_size, is_due
+from slime.errors import EngineUnavailable, SlimeError
+from slime.observability.doctor import begin_run, register_process
+from slime.observability.ledger import Ledger
 from slime.observability.logging import setup_logging
 from slime.observability.runs import RunFolder
-from slime.orchestration.placement import count_slots, make_placement
+from slime.observability.timeline import close_timeline, flush_timeline, open_timeline, span
+from slime.orchestration.attempts import await_predecessors, begin_attempt
+from slime.orchestration.placement import make_placement
 from slime.orchestration.ray_cluster import connect, resolve_device
 from slime.orchestration.records import Records
-from slime.orchestration.rollout_manager import RolloutInfo, RolloutManager, RolloutResult
+from slime.orchestration.recovery import RayEngines, Recovery
+from slime.orchestration.rollout_manager import (
+    MANAGER_THREADS,
+    RolloutInfo,
+    RolloutManager,
+    RolloutResult,
+    RolloutStatus,
+)
 from slime.orchestration.train_group import TrainGroup
 from slime.orchestration.waiting import wait_for
 
@@ -40,19 +54,32 @@ class Session:
         check_hooks(config)
         self.config = config
         self.first_rollout = 0
+        self._folder = folder
         self._records = records
+        self._ledger: Ledger | None = None
+        self._consumed: list[list[int]] = []
+        self._last_saved: int | None = None
+        self._weights: str | None = None
         self._trains = not config.debug_rollout_only
         self._rolls = not config.debug_train_only
         self._rollouts_per_epoch: int | None = None
-        connect(config, sum(count_slots(config, train=self._trains, rollout=self._rolls)[:2]))
+        slots = count_slots(config, trains=self._trains, rolls=self._rolls)
+        connect(config, slots.train + slots.rollout)
         device = resolve_device(config)
         placement = make_placement(config, device=device, train=self._trains, rollout=self._rolls)
         make: Any = ray.remote(RolloutManager)
-        ranks = dp_size(config) if self._trains else 0
-        self._manager = make.options(num_cpus=0).remote(config, placement, folder.path, ranks)
+        ranks = data_parallel_size(config) if self._trains else 0
+        self._manager = make.options(num_cpus=0, max_concurrency=MANAGER_THREADS).remote(
+            config, placement, folder.path, ranks
+        )
+        self._status: ray.ObjectRef[RolloutStatus] | None = None
         # Engines, data and trainers come up side by side.
         self._starting = self._manager.start.remote()
         self._group = TrainGroup(config, placement, folder.path) if self._trains else None
+        self._recovery: Recovery | None = None
+        if self._group is not None and self._rolls:
+            engines = RayEngines(self._manager, config.startup_timeout_s)
+            self._recovery = Recovery(engines, self._group)
 
     def start(self) -> None:
         """Wait for both sides, load the checkpoint, give the engines the trainer's weights."""
@@ -66,24 +93,28 @@ class Session:
             self.first_rollout = self._group.start(self.config)
         elif self.config.start_rollout_id is not None:
             self.first_rollout = self.config.start_rollout_id
+        self._ledger = begin_attempt(self._folder, self.config, self.first_rollout)
+        self._records.begin(self.first_rollout, info.num_rollout)
         if self.first_rollout > 0:
+            self._last_saved = self.first_rollout - 1
             load = self._manager.load.remote(self.first_rollout - 1)
             self._wait(load, "load its state", timeout_s)
         if self._group is not None and self._rolls:
-            self._group.connect_engines(info.engine_urls)
-            self._records.add(self._group.update_weights())
+            self.update_weights()
         logger.info("rollouts %d to %d", self.first_rollout, info.num_rollout - 1)
 
     def start_generate(self, rollout_id: int) -> "ray.ObjectRef[RolloutResult]":
         """Begin generating a round; `finish_generate` waits for it."""
-        return self._manager.generate.remote(rollout_id, self._save_is_due(rollout_id))
+        save = self._save_is_due(rollout_id)
+        return self._manager.generate.remote(rollout_id, save, self._weights)
 
     def wait_generated(
         self, rollout_id: int, call: "ray.ObjectRef[RolloutResult]"
     ) -> RolloutResult:
         """The round, once it has been generated."""
         timeout_s = self.config.rollout_timeout_s + MARGIN_S
-        return self._wait(call, f"generate rollout {rollout_id}", timeout_s)
+        with span("wait_rollout", rollout_id):
+            return self._wait(call, f"generate rollout {rollout_id}", timeout_s)
 
     def finish_generate(
         self, rollout_id: int, call: "ray.ObjectRef[RolloutResult]"
@@ -97,25 +128,55 @@ class Session:
         """Update the model on a round; logs its metrics."""
         if self._group is not None:
             self._records.train_begins()
-            steps, means = self._group.train(rollout_id, rollout.batches)
-            self._records.train(rollout_id, steps, means)
+            with span("wait_train", rollout_id):
+                report = self._group.train(rollout_id, rollout.batches)
+            self._records.train(rollout_id, report.steps, report.means)
+            self._consumed = report.consumed
+            if self._recovery is not None:
+                self._recovery.trained()
 
     def save(self, rollout_id: int) -> None:
-        """Write a checkpoint when it is due; the data source wrote its part after generating."""
+        """Write a checkpoint when it is due: the commit point of everything up to this round.
+
+        The data source wrote its part after generating. A kill before the checkpoint is whole takes
+        the run back to the one before, a kill after it loses nothing of this round.
+        """
         if self._group is not None and self._save_is_due(rollout_id):
             start = time.perf_counter()
-            self._group.save(rollout_id)
-            seconds = time.perf_counter() - start
-            self._records.add({"perf/save_model_time": seconds})
+            with span("wait_save", rollout_id):
+                self._group.save(rollout_id)
+            # In the row of the next round: this one's is written.
+            self._records.add({"perf/save_model_time": time.perf_counter() - start})
+            self._committed(rollout_id)
+
+    def _committed(self, rollout_id: int) -> None:
+        assert self._ledger is not None
+        assert self.config.save is not None
+        self._ledger.checkpoint(rollout_id, str(Path(self.config.save).resolve()))
+        before, self._last_saved = self._last_saved, rollout_id
+        if self._rolls and before is not None and not self.config.keep_rounds:
+            self._manager.forget_rounds.remote(before)
+
+    def finish(self) -> None:
+        """Say in the ledger that the run came to its end."""
+        assert self._ledger is not None
+        self._ledger.end()
 
     def update_weights(self) -> None:
         """Bring the engines to the trainer's weights; logs the cost."""
-        if self._group is not None and self._rolls:
-            self._records.add(self._group.update_weights())
+        if self._recovery is not None:
+            with span("wait_update_weights"):
+                metrics, self._weights = self._recovery.update_weights()
+            self._records.add(metrics)
 
-    def end_round(self, rollout_id: int) -> None:
-        """Log the round's time, and evaluate when it is due."""
+    def end_round(self, rollout_id: int, rollout: RolloutResult) -> None:
+        """Write down the round, and evaluate when it is due; a checkpoint comes after this."""
         self._records.round_ends(rollout_id)
+        assert self._ledger is not None
+        self._ledger.rollout(rollout_id, rollout.entry)
+        if self._group is not None:
+            self._ledger.train(rollout_id, self._consumed)
+        flush_timeline()
         if self._is_due(rollout_id, self.config.eval_interval):
             self._evaluate(rollout_id, rollout_id + 1)
 
@@ -136,7 +197,8 @@ class Session:
         if self.config.eval_interval is not None and self._rolls:
             call = self._manager.evaluate.remote(rollout_id)
             action = f"evaluate at rollout {rollout_id}"
-            metrics = self._wait(call, action, self.config.rollout_timeout_s + MARGIN_S)
+            with span("wait_eval", rollout_id):
+                metrics = self._wait(call, action, self.config.rollout_timeout_s + MARGIN_S)
             self._records.evaluation(step, metrics)
 
     def _save_is_due(self, rollout_id: int) -> bool:
@@ -149,29 +211,26 @@ class Session:
         return is_due(rollout_id, interval, self._rollouts_per_epoch, self.config.num_rollout)
 
     def _wait(self, call: "ray.ObjectRef[Any]", action: str, timeout_s: float) -> Any:
-        return wait_for({"rollout manager": call}, action=action, timeout_s=timeout_s)[0]
+        calls = {"rollout manager": call}
+        return wait_for(calls, action=action, timeout_s=timeout_s, on_tick=self._tick)[0]
 
-
-def dp_size(config: Config) -> int:
-    """Data-parallel ranks of the trainer."""
-    model_parallel = (
-        config.tensor_model_parallel_size
-        * config.pipeline_model_parallel_size
-        * config.context_parallel_size
-    )
-    return config.actor_num_nodes * config.actor_num_gpus_per_node // model_parallel
-
-
-def is_due(
-    rollout_id: int, interval: int | None, per_epoch: int | None, num_rollout: int | None
-) -> bool:
-    """Whether a periodic action follows this round: every `interval`, at an epoch's end, at the end."""
-    if interval is None:
-        return False
-    done = rollout_id + 1
-    return done == num_rollout or any(
-        period and done % period == 0 for period in (interval, per_epoch)
-    )
+    def _tick(self) -> None:
+        """Once a second while this process waits for the rollout manager: ask how it is doing."""
+        if self._status is None:
+            self._status = self._manager.status.remote()
+            return
+        ready, _ = ray.wait([self._status], timeout=0)
+        if ready:
+            call, self._status = self._status, None
+            try:
+                status: RolloutStatus = ray.get(call)
+            except RayError:  # it died: the call this process waits for says so
+                return
+            self._records.progress(status.progress)
+            if status.failure is not None:
+                raise EngineUnavailable(status.failure)
+            if self._recovery is not None:
+                self._recovery.restore(status.lost_engines, status.num_serving)
 
 
 @contextmanager
@@ -179,18 +238,25 @@ def open_session(config: Config) -> Iterator[Session]:
     """A started session; whatever happens inside, servers end and records are closed."""
     folder = RunFolder.open(config.run_dir)
     setup_logging("INFO", "driver", folder=folder.logs)
+    open_timeline("driver", folder.path)
+    await_predecessors(folder.path)
+    begin_run(folder.path)
+    register_process("driver", folder.path)
     logger.info("run folder: %s", folder.path)
     folder.write_config(config.to_json())
     records = Records(config, folder)
     session: Session | None = None
     try:
         session = Session(config, folder, records)
-        session.start()
+        with span("wait_start"):
+            session.start()
         yield session
+        session.finish()
     finally:
         if session is not None:
             session.stop()
         records.close()
+        close_timeline()
         folder.release()
         ray.shutdown()
 

@@ -2,14 +2,19 @@
 
 import logging
 import os
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slime.config.config import Config
 from slime.engines.control import EngineControl
 from slime.engines.servers import free_port
+from slime.observability.doctor import register_process
 from slime.observability.logging import setup_logging
 from slime.observability.profile import take_timers, time_metrics, timer
+from slime.observability.timeline import close_timeline, open_timeline, span
+from slime.observability.waits import WARN_FRACTION, waiting
 from slime.orchestration.ray_cluster import node_address
 
 # Torch is imported in the methods: the driver, which only names this actor's class, does without.
@@ -19,6 +24,23 @@ if TYPE_CHECKING:
     from slime.weights.transport import WeightTransport
 
 logger = logging.getLogger(__name__)
+
+ALL_RANKS = "all training ranks together"
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What one rank did with a round.
+
+    Attributes:
+        steps: metrics of each optimizer step, `train/...`.
+        means: metrics of the round.
+        consumed: per optimizer step the `Sample.index` of each row this rank computed on.
+    """
+
+    steps: list[dict[str, float]]
+    means: dict[str, float]
+    consumed: list[list[int]]
 
 
 class TrainActor:
@@ -34,12 +56,14 @@ class TrainActor:
         setup_logging(
             "INFO", f"train rank {rank}", folder=run_dir / "logs", console_level="WARNING"
         )
+        open_timeline(f"train rank {rank}", run_dir)
+        register_process(f"train rank {rank}", run_dir)
         self._rank = rank
         self._world_size = world_size
         self._trainer: Trainer | None = None
         self._control: EngineControl | None = None
         self._transport: WeightTransport | None = None
-        self._weight_version = 0
+        self._trained_rounds = 0
 
     def prepare(self) -> tuple[str, int]:
         """Import the training stack (seconds); returns address and a free port for the process group's store."""
@@ -61,71 +85,144 @@ class TrainActor:
             master_addr=master_addr,
             master_port=master_port,
         )
-        return self._trainer.load()
+        timeout_s = config.startup_timeout_s
+        with span("load_model"), _together("load the model", timeout_s):
+            self._trained_rounds = self._trainer.load()
+        return self._trained_rounds
 
     def connect_engines(self, urls: tuple[str, ...]) -> None:
-        """Open the weight transport to the engines; only rank 0 does."""
+        """Open the weight transport to these engines instead of those before; only rank 0 does."""
         if self._rank != 0:
             return
-        from slime.weights.gloo import GlooTransport
-
-        timeout_s = self._config.weight_sync_timeout_s
-        self._control = EngineControl(urls, timeout_s=timeout_s)
-        self._transport = GlooTransport(self._control, host=node_address(), timeout_s=timeout_s)
+        self._disconnect()
+        self._control, self._transport = self._make_transport(urls)
         self._transport.open()
 
-    def update_weights(self) -> dict[str, float]:
-        """Give the engines the current weights; collective over all ranks, metrics from rank 0."""
+    def restore_engine(self, url: str) -> None:
+        """Give one engine that was started again the current weights; collective over all ranks.
+
+        The other engines go on generating: they are not in this transport's group.
+
+        Raises:
+            WeightSyncError, EngineUnavailable: as `sync_weights`.
+        """
         from slime.weights.sync import sync_weights
 
-        self._weight_version += 1
+        named = self._ready().named_weights()
+        if self._rank != 0:
+            with _together("gather the weights", self._config.weight_sync_timeout_s):
+                exhaust(named)
+            return
+        control, transport = self._make_transport((url,))
+        try:
+            transport.open()
+            with span("restore_engine"):
+                sync_weights(
+                    named,
+                    control=control,
+                    transport=transport,
+                    version=self._weight_version,
+                    bucket_bytes=self._config.update_weight_buffer_size,
+                    verify=self._config.verify_weight_sync,
+                )
+        finally:
+            exhaust(named)  # After a failure too, the other ranks gather to the end.
+            transport.close()
+            control.close()
+
+    @property
+    def _weight_version(self) -> str:
+        """Rounds trained so far plus one: the same after a resume, and when an engine comes back."""
+        return str(self._trained_rounds + 1)
+
+    def update_weights(self) -> tuple[dict[str, float], str | None]:
+        """Give the engines the current weights; (metrics, digest of the weights) from rank 0.
+
+        Collective over all ranks. The digest is None on other ranks and without verification.
+        """
+        from slime.weights.sync import sync_weights
+
         named = self._ready().named_weights()
         if self._control is None or self._transport is None:
-            for _ in named:  # Take part in the gathers that rank 0 needs.
-                pass
-            return {}
-        report = sync_weights(
-            named,
-            control=self._control,
-            transport=self._transport,
-            version=str(self._weight_version),
-            bucket_bytes=self._config.update_weight_buffer_size,
-            verify=self._config.verify_weight_sync,
-        )
-        return report.metrics()
+            with _together("gather the weights", self._config.weight_sync_timeout_s):
+                exhaust(named)
+            return {}, None
+        with span("update_weights"):
+            try:
+                report = sync_weights(
+                    named,
+                    control=self._control,
+                    transport=self._transport,
+                    version=self._weight_version,
+                    bucket_bytes=self._config.update_weight_buffer_size,
+                    verify=self._config.verify_weight_sync,
+                )
+            finally:
+                exhaust(named)  # After a failure too, the other ranks gather to the end.
+        return report.metrics(), report.digest or None
 
-    def train(
-        self, rollout_id: int, batch: "RolloutBatch"
-    ) -> tuple[list[dict[str, float]], dict[str, float]]:
-        """Update the model on this rank's batch; (metrics of each optimizer step, metrics of the rollout)."""
+    def train(self, rollout_id: int, batch: "RolloutBatch") -> TrainReport:
+        """Update the model on this rank's batch."""
         from slime.training.update import UpdateHooks, run_update
 
         hooks = UpdateHooks.from_config(self._config, self._config.to_namespace())
-        with timer("train"):
+        timeout_s = self._config.train_timeout_s
+        with timer("train", rollout_id), _together(f"train on rollout {rollout_id}", timeout_s):
             result = run_update(
                 self._ready(), batch, self._config, rollout_id=rollout_id, hooks=hooks
             )
-        steps = [_prefixed("train/", metrics) for metrics in result.step_metrics]
-        return steps, _prefixed("rollout/", result.rollout_metrics) | time_metrics(take_timers())
+        self._trained_rounds = rollout_id + 1
+        return TrainReport(
+            steps=[_prefixed("train/", metrics) for metrics in result.step_metrics],
+            means=_prefixed("rollout/", result.rollout_metrics) | time_metrics(take_timers()),
+            consumed=[batch.samples_of_step(step) for step in range(len(result.step_metrics))],
+        )
 
     def save(self, rollout_id: int) -> None:
         """Write a checkpoint after round `rollout_id`; collective."""
-        trainer = self._ready()
-        trainer.save(rollout_id)
+        trainer, timeout_s = self._ready(), self._config.train_timeout_s
+        # The export first: the checkpoint says that everything up to this round is done.
         if self._config.save_hf:
-            trainer.save_hf(self._config.save_hf.format(rollout_id=rollout_id))
+            with span("save_hf", rollout_id), _together("save for Hugging Face", timeout_s):
+                trainer.save_hf(self._config.save_hf.format(rollout_id=rollout_id))
+        with span("save_checkpoint", rollout_id), _together("save a checkpoint", timeout_s):
+            trainer.save(rollout_id)
 
     def stop(self) -> None:
         """Leave the engines' weight group."""
+        close_timeline()
+        self._disconnect()
+
+    def _make_transport(self, urls: tuple[str, ...]) -> tuple[EngineControl, "WeightTransport"]:
+        from slime.weights.gloo import GlooTransport
+
+        timeout_s = self._config.weight_sync_timeout_s
+        control = EngineControl(urls, timeout_s=timeout_s)
+        return control, GlooTransport(control, host=node_address(), timeout_s=timeout_s)
+
+    def _disconnect(self) -> None:
         if self._transport is not None:
             self._transport.close()
         if self._control is not None:
             self._control.close()
+        self._transport = self._control = None
 
     def _ready(self) -> "Trainer":
         if self._trainer is None:
             raise RuntimeError("start() has not been called on this training rank")
         return self._trainer
+
+
+def _together(action: str, deadline_s: float) -> waiting:
+    """The wait of one rank in what all ranks do together; late after a part of the deadline."""
+    warn_after_s = WARN_FRACTION * deadline_s
+    return waiting(ALL_RANKS, action, deadline_s=deadline_s, warn_after_s=warn_after_s)
+
+
+def exhaust(items: Iterable[object]) -> None:
+    """Go through the items to the end, for what making them does on all ranks together."""
+    for _ in items:
+        pass
 
 
 def _prefixed(area: str, metrics: dict[str, float]) -> dict[str, float]:

@@ -1,6 +1,8 @@
 """All training ranks as one: the same call to every rank, one deadline, one answer."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +11,7 @@ import ray
 from slime.config.config import Config
 from slime.errors import SlimeError
 from slime.orchestration.placement import Placement
-from slime.orchestration.train_actor import TrainActor
+from slime.orchestration.train_actor import TrainActor, TrainReport
 from slime.orchestration.waiting import wait_for
 
 if TYPE_CHECKING:
@@ -59,18 +61,24 @@ class TrainGroup:
         calls = self._call_all("connect_engines", urls)
         wait_for(calls, action="connect to the engines", timeout_s=self._config.startup_timeout_s)
 
-    def update_weights(self) -> dict[str, float]:
-        """Bring the engines to the current weights; metrics of the sync."""
+    def restore_engine(self, url: str) -> None:
+        """Give one engine that was started again the current weights."""
         timeout_s = self._config.weight_sync_timeout_s
-        metrics: list[dict[str, float]] = wait_for(
-            self._call_all("update_weights"), action="send the weights", timeout_s=timeout_s
+        wait_for(
+            self._call_all("restore_engine", url), action="restore an engine", timeout_s=timeout_s
         )
-        return metrics[0]
+
+    def update_weights(self) -> tuple[dict[str, float], str | None]:
+        """Bring the engines to the current weights; metrics of the sync, digest of the weights."""
+        timeout_s = self._config.weight_sync_timeout_s
+        return wait_for(
+            self._call_all("update_weights"), action="send the weights", timeout_s=timeout_s
+        )[0]
 
     def train(
         self, rollout_id: int, batches: Sequence["ray.ObjectRef[RolloutBatch]"]
-    ) -> tuple[list[dict[str, float]], dict[str, float]]:
-        """Update the model on one rollout; (metrics of each optimizer step, metrics of the rollout)."""
+    ) -> TrainReport:
+        """Update the model on one rollout; rank 0's metrics, the samples of all ranks."""
         ranks_per_batch = len(self._actors) // len(batches)
         # Data-parallel ranks are the outermost but pipeline ones; with tp = pp = cp = 1 rank and
         # dp_rank are the same.
@@ -78,10 +86,13 @@ class TrainGroup:
             f"train rank {rank}": actor.train.remote(rollout_id, batches[rank // ranks_per_batch])
             for rank, actor in enumerate(self._actors)
         }
-        results = wait_for(
+        reports: list[TrainReport] = wait_for(
             calls, action=f"train on rollout {rollout_id}", timeout_s=self._config.train_timeout_s
         )
-        return results[0]
+        # Ranks of one batch say the same: one of them speaks for it.
+        per_batch = [report.consumed for report in reports[::ranks_per_batch]]
+        steps = [sorted(chain.from_iterable(ranks)) for ranks in zip(*per_batch, strict=True)]
+        return replace(reports[0], consumed=steps)
 
     def save(self, rollout_id: int) -> None:
         """Write a checkpoint after round `rollout_id`."""

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from slime.data.sample import Sample
 from slime.errors import DataError
@@ -14,6 +14,28 @@ Execution = Sample | list[Sample]
 SampleGroup = Sequence[Execution]
 
 
+@dataclass(frozen=True)
+class GroupFates:
+    """What became of the groups of a round that are not among its samples, by `group_index`.
+
+    Attributes:
+        dropped: by a filter; reason -> groups.
+        returned: given back to the data source.
+    """
+
+    dropped: dict[str, list[int]]
+    returned: list[int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; see `from_dict`."""
+        return {"dropped": self.dropped, "returned": self.returned}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Self:
+        """Inverse of `to_dict`."""
+        return cls(dropped=content["dropped"], returned=content["returned"])
+
+
 @dataclass
 class RolloutFnTrainOutput:
     """One round for training.
@@ -21,10 +43,13 @@ class RolloutFnTrainOutput:
     Attributes:
         samples: one list per prompt group; in it a Sample, or a list of siblings, per execution.
         metrics: logged as they are.
+        fates: of the other groups; None when the function does not tell, so that the ledger cannot
+            prove that no prompt was lost.
     """
 
     samples: Sequence[SampleGroup]
     metrics: dict[str, Any] | None = None
+    fates: GroupFates | None = None
 
 
 @dataclass

@@ -5,7 +5,8 @@ from typing import Any, cast
 
 from slime.data.chat import render, token_ids
 from slime.data.sample import Sample
-from slime.errors import ConfigError, EngineProtocolError
+from slime.engines.generated import Limits, output_ids
+from slime.errors import ConfigError, DataError, EngineError, EngineProtocolError
 from slime.rollout.state import GenerateState
 
 Status = Sample.Status
@@ -129,8 +130,6 @@ def _answers(state: GenerateState, reply: Any, *, expected: int) -> list[dict[st
         raise EngineProtocolError(
             f"POST {state.router_url}/generate gave {len(answers)} answers, expected {expected}"
         )
-    for answer in answers:
-        state.record(answer["meta_info"])
     return answers
 
 
@@ -141,35 +140,22 @@ def _append_answer(
     answer: Mapping[str, Any],
     params: Mapping[str, Any],
 ) -> None:
+    where = f"POST {state.router_url}/generate"
+    limits = Limits(max_new_tokens=params.get("max_new_tokens"), vocab_size=state.vocab_size)
     resumed = sample.status is Status.ABORTED and sample.response_length > 0
-    sample.append_response_tokens(
-        args,
-        tokens=_output_ids(state, answer),
-        meta_info=answer["meta_info"],
-        text=str(answer.get("text", "")),
-    )
+    tokens = output_ids(answer, limits, where=where)
+    try:
+        sample.append_response_tokens(
+            args, tokens=tokens, meta_info=answer["meta_info"], text=answer.get("text") or ""
+        )
+    except (DataError, EngineError):
+        raise
+    except (ValueError, TypeError, OverflowError) as error:  # routed experts that do not decode
+        raise EngineProtocolError(f"{where}: the answer cannot be read: {error}") from error
+    state.record(answer["meta_info"])
     if resumed:
         # A character may have been cut in two by the abort: decode the response as one piece.
         sample.response = state.tokenizer.decode(
             sample.tokens[-sample.response_length :],
             skip_special_tokens=bool(params.get("skip_special_tokens")),
         )
-
-
-def _output_ids(state: GenerateState, answer: Mapping[str, Any]) -> list[int]:
-    """Ids of the answer, read beside their log-probs so that the two cannot part."""
-    meta_info: Mapping[str, Any] = answer["meta_info"]
-    entries: Any = meta_info.get("output_token_logprobs") or []
-    try:
-        ids = [int(entry[1]) for entry in entries]
-    except (TypeError, IndexError, ValueError) as error:
-        raise EngineProtocolError(
-            f"POST {state.router_url}/generate: output_token_logprobs must be a list of "
-            f"[log_prob, id, text], found {entries!r:.120}"
-        ) from error
-    if not ids and meta_info.get("completion_tokens"):
-        raise EngineProtocolError(
-            f"POST {state.router_url}/generate: {meta_info['completion_tokens']} completion_tokens "
-            "without output_token_logprobs; was return_logprob dropped on the way?"
-        )
-    return ids

@@ -3,9 +3,10 @@
 Functions of users run inside a fence here: what they raise fails their sample, not the run.
 """
 
+import asyncio
 import inspect
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import Any, cast
@@ -16,12 +17,14 @@ from slime.errors import (
     CheckpointError,
     ConfigError,
     DataError,
+    DeadlineExceeded,
     EngineError,
     EngineProtocolError,
     EngineUnavailable,
     RewardError,
     SlimeError,
 )
+from slime.observability.waits import WARN_FRACTION, subject, waiting
 from slime.plugins import accepts_keyword, load_function
 from slime.rollout.base_types import Execution, flatten
 from slime.rollout.generate import can_share_request, generate, generate_group, set_prompt_ids
@@ -64,7 +67,8 @@ async def generate_and_rm(
         params = dict(sampling_params)
         if sample.index is not None:
             params["sampling_seed"] = _seed(args, state, sample, stream)
-        execution = await _generate_fenced(args, sample, params, evaluation)
+        with subject(f"sample {sample.index}"):
+            execution = await _generate_fenced(args, sample, params, evaluation)
     await gather(_finish(args, part, evaluation) for part in flatten([execution]))
     return execution
 
@@ -105,10 +109,9 @@ def is_unfinished(group: Sequence[Execution]) -> bool:
 
 def snapshot(sample: Sample) -> Sample:
     """A copy to go back to: it shares nothing with `sample` that generating changes."""
-    twin = copy(sample)
+    twin = object.__new__(type(sample))  # `copy` asks how to pickle it, which takes longer
     for name, value in vars(sample).items():
-        if isinstance(value, list | dict):
-            setattr(twin, name, copy(cast(Any, value)))
+        vars(twin)[name] = copy(cast(Any, value)) if isinstance(value, list | dict) else value
     twin.spec_info = replace(sample.spec_info)
     twin.prefix_cache_info = replace(sample.prefix_cache_info)
     return twin
@@ -202,14 +205,14 @@ async def _custom_generate(
     """
     function = load_function(path)
     keywords = {"evaluation": evaluation} if accepts_keyword(function, "evaluation") else {}
-    result: Any = await function(args, sample, params, **keywords)
+    result = await _within_deadline(args, path, function(args, sample, params, **keywords))
     parts: list[Any] = cast(list[Any], result) if isinstance(result, list) else [result]
     if not parts or not all(isinstance(part, Sample) for part in parts):
         raise DataError(
             f"{path} returned {result!r:.80}; it must return a Sample or a list of them"
         )
     for part in parts:
-        part.validate()
+        part.validate(vocab_size=GenerateState(args).vocab_size)
         if part.status is Status.PENDING:  # a function need not set it
             part.status = Status.COMPLETED
         if part.status is Status.FAILED and part.reward is None:
@@ -223,6 +226,27 @@ async def _custom_generate(
     return cast(Execution, result)
 
 
+async def _within_deadline(args: Any, path: str, call: Awaitable[Any]) -> Any:
+    """What the user's function returns; a tool that hangs fails its sample, not the round.
+
+    Raises:
+        DeadlineExceeded: not done within --generate-timeout-s.
+    """
+    limit = asyncio.timeout(args.generate_timeout_s)
+    deadline_s = args.generate_timeout_s or args.rollout_timeout_s
+    warn_after_s = WARN_FRACTION * deadline_s  # turns and tools may well take minutes
+    try:
+        with waiting(path, "generate", deadline_s=deadline_s, warn_after_s=warn_after_s):
+            async with limit:
+                return await call
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise DeadlineExceeded(
+            f"{path} was not done within {args.generate_timeout_s:g} s (--generate-timeout-s)"
+        ) from error
+
+
 async def _generate_together(
     args: Any, group: Sequence[Sample], params: Mapping[str, Any], stream: int | str | None
 ) -> None:
@@ -234,7 +258,8 @@ async def _generate_together(
                 sample.status = Status.ABORTED
             return
         try:
-            await generate_group(args, group, params, seeds)
+            with subject(f"group {group[0].group_index}"):
+                await generate_group(args, group, params, seeds)
         except EngineError as error:
             for sample in group:
                 if sample.status is Status.PENDING:
@@ -253,7 +278,8 @@ async def _finish(args: Any, sample: Sample, evaluation: bool) -> None:
         mark_failed(args, sample, "hook", error)
         return
     if _is_answered(sample) and sample.reward is None and not args.group_rm:
-        sample.reward = await async_rm(args, sample)
+        with subject(f"sample {sample.index}"):
+            sample.reward = await async_rm(args, sample)
         _check_rewarded(args, sample)
 
 
@@ -308,4 +334,6 @@ def _category(error: Exception, default: str) -> str:
         return "engine_unavailable"
     if isinstance(error, EngineProtocolError):
         return "engine_protocol"
+    if isinstance(error, TimeoutError):  # after EngineUnavailable, which tells more
+        return "timeout"
     return "engine" if isinstance(error, EngineError) else default

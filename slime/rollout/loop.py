@@ -10,6 +10,7 @@ from typing import Any
 
 from slime.engines.client import close_clients
 from slime.errors import DeadlineExceeded
+from slime.observability.loop_watch import LoopWatch
 
 SHUTDOWN_TIMEOUT_S = 5.0
 
@@ -23,8 +24,10 @@ class _LoopThread:
             target=self.loop.run_forever, name="slime-event-loop", daemon=True
         )
         self.thread.start()
+        self.watch = LoopWatch(self.loop, self.thread.ident or 0)
 
     def stop(self) -> None:
+        self.watch.stop()
         with suppress(TimeoutError, CancelledError):
             asyncio.run_coroutine_threadsafe(_finish(), self.loop).result(SHUTDOWN_TIMEOUT_S)
         self.loop.call_soon_threadsafe(self.loop.stop)

@@ -12,7 +12,7 @@ from slime.data.data_source import DataSource
 from slime.data.loss_mask import LossMaskType, MultiTurnLossMaskGenerator
 from slime.data.sample import Sample
 from slime.errors import ConfigError, DataError
-from slime.rollout.base_types import RolloutFnTrainOutput
+from slime.rollout.base_types import GroupFates, RolloutFnTrainOutput
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def generate_rollout(
     )
     for sample in (sample for group in groups for sample in group):
         fill_from_messages(sample, generator)
-    return RolloutFnTrainOutput(samples=groups)
+    return RolloutFnTrainOutput(samples=groups, fates=GroupFates({}, []))
 
 
 def fill_from_messages(sample: Sample, generator: MultiTurnLossMaskGenerator) -> None:

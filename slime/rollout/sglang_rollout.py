@@ -7,7 +7,7 @@ generate_and_rm_group, abort.
 import asyncio
 import logging
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,9 +15,16 @@ from slime.data.data_source import DataSource
 from slime.data.sample import Sample
 from slime.engines.client import EngineClient
 from slime.errors import ConfigError, DataError, DeadlineExceeded, EngineError
+from slime.observability.doctor import late_report
 from slime.plugins import load_function
 from slime.rollout import loop
-from slime.rollout.base_types import Execution, RolloutFnEvalOutput, RolloutFnTrainOutput, flatten
+from slime.rollout.base_types import (
+    Execution,
+    GroupFates,
+    RolloutFnEvalOutput,
+    RolloutFnTrainOutput,
+    flatten,
+)
 from slime.rollout.evaluate import eval_rollout
 from slime.rollout.filter_hub.base_types import call_dynamic_filter, drop_metrics
 from slime.rollout.generate import generate
@@ -28,7 +35,7 @@ from slime.rollout.groups import (
     raise_if_all_failed,
     snapshot,
 )
-from slime.rollout.state import GenerateState
+from slime.rollout.state import GenerateState, progress
 
 __all__ = [
     "GenerateState",
@@ -85,16 +92,19 @@ async def generate_rollout_async(
     except TimeoutError as error:
         if not limit.expired():
             raise
-        raise DeadlineExceeded(current.late_message()) from error
+        # Before the tasks are cancelled: what they wait for is what matters.
+        message = await asyncio.to_thread(late_report, current.late_message())
+        raise DeadlineExceeded(message) from error
     finally:
         await loop.cancel(current.tasks)
+        progress.end()
     output = current.output()
     logger.info(
         "rollout %d: %d groups in %.1f s (%d dropped, %d given back)",
         rollout_id,
         len(output.samples),
         time.monotonic() - started,
-        sum(current.drops.values()),
+        sum(map(len, current.drops.values())),
         len(current.leftovers),
     )
     return output
@@ -145,7 +155,7 @@ class _Round:
         finished: groups that were answered, whatever became of them then.
         accepted: those to train on.
         reserve: those the filter dropped but would take if groups lack, with the reason.
-        drops: groups dropped, by reason.
+        drops: numbers of the groups dropped, by reason.
         leftovers: groups for the data source to take back.
     """
 
@@ -156,13 +166,14 @@ class _Round:
         self.target: int = args.rollout_batch_size
         self.state = GenerateState(args)
         self.state.start_round(rollout_id)
+        progress.begin(rollout_id, self.target)
         path = args.dynamic_sampling_filter_path
         self.filter = load_function(path) if path else None
         self.tasks: dict[asyncio.Task[Group], list[Sample]] = {}
         self.finished: list[Group] = []
         self.accepted: list[Group] = []
         self.reserve: list[tuple[Group, str]] = []
-        self.drops: Counter[str] = Counter()
+        self.drops: defaultdict[str, list[int]] = defaultdict(list)
         self.leftovers: list[list[Sample]] = []
 
     async def collect(self) -> None:
@@ -174,8 +185,11 @@ class _Round:
             for task in [task for task in self.tasks if task in done]:
                 self._collect_group(task.result(), self.tasks.pop(task))
             self._use_reserve()
+            progress.accepted = len(self.accepted)
+            progress.dropped = sum(map(len, self.drops.values()))
             self._check_progress()
-        self.drops.update(reason for _, reason in self.reserve)
+        for group, reason in self.reserve:
+            self._drop(group, reason)
 
     async def return_the_rest(self) -> None:
         """Abort what still runs and give prompts, or partial answers, back to the data source."""
@@ -201,19 +215,20 @@ class _Round:
             everything = sorted(self.finished, key=_prompt_order)
             load_function(path)(self.args, everything, self.data_source)
         metrics: dict[str, Any] = {
-            **drop_metrics(self.drops),
+            **drop_metrics({reason: len(groups) for reason, groups in self.drops.items()}),
             **self.state.request_metrics(),
             "rollout/aborted_groups": len(self.leftovers),
         }
-        return RolloutFnTrainOutput(samples=groups, metrics=metrics)
+        fates = GroupFates(dict(self.drops), [_group_index(group) for group in self.leftovers])
+        return RolloutFnTrainOutput(samples=groups, metrics=metrics, fates=fates)
 
     def late_message(self) -> str:
         """What to say when the deadline is over."""
         return (
             f"rollout {self.rollout_id} was not done within {self.args.rollout_timeout_s:g} s "
             f"(--rollout-timeout-s): {len(self.accepted)} of {self.target} groups accepted, "
-            f"{sum(self.drops.values())} dropped by the filter, {len(self.tasks)} unfinished; look "
-            f"at the engines {', '.join(self.args.engine_urls)} and the reward function"
+            f"{sum(map(len, self.drops.values()))} dropped by the filter, {len(self.tasks)} unfinished; look "
+            f"at the engines {', '.join(self.args.engine_urls)} and the reward function."
         )
 
     async def _fill(self) -> None:
@@ -252,7 +267,10 @@ class _Round:
         elif verdict.keep_when_insufficient:
             self.reserve.append((group, reason))
         else:
-            self.drops[reason] += 1
+            self._drop(group, reason)
+
+    def _drop(self, group: Group, reason: str) -> None:
+        self.drops[reason].append(_group_index(flatten(group)))
 
     def _use_reserve(self) -> None:
         """Accept reserved groups where another over-sampling round would have to start."""
@@ -292,6 +310,10 @@ class _Round:
             )
         if len(self.finished) >= self.target:
             raise_if_all_failed(self.state, self.finished, f"rollout {self.rollout_id}")
+
+
+def _group_index(group: Sequence[Sample]) -> int:
+    return next((sample.group_index for sample in group if sample.group_index is not None), -1)
 
 
 def _prompt_order(group: Sequence[Execution]) -> tuple[bool, int]:

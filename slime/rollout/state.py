@@ -2,17 +2,60 @@
 
 import asyncio
 import threading
+import time
 import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
+from slime.config.checkpoints import is_hf_folder, read_hf_config
 from slime.data.chat import Tokenizer, load_tokenizer
-from slime.engines.client import EngineClient
+from slime.engines.client import EngineClient, trust_with_key
 from slime.observability.metrics import spread
 
 REQUEST_TIMES = ("e2e_latency", "queue_time")
+
+
+@dataclass
+class Progress:
+    """Counts of what this process generates now; one round or evaluation at a time.
+
+    Attributes:
+        target: groups the round needs; 0 between rounds.
+        accepted, dropped: groups so far.
+        running: samples on their way to an engine or back.
+        tokens: written by the engines since the round began, in answers that have come.
+    """
+
+    rollout_id: int | None = None
+    target: int = 0
+    accepted: int = 0
+    dropped: int = 0
+    running: int = 0
+    tokens: int = 0
+    started: float = 0.0
+
+    def begin(self, rollout_id: int, target: int) -> None:
+        """A round begins."""
+        self.rollout_id, self.target, self.started = rollout_id, target, time.monotonic()
+        self.accepted = self.dropped = self.tokens = 0
+
+    def end(self) -> None:
+        """The round is over."""
+        self.rollout_id, self.target = None, 0
+
+    def counts(self) -> dict[str, float]:
+        """By name, with the round's `seconds` so far; only `running` between rounds."""
+        if self.rollout_id is None:
+            return {"running": self.running}
+        names = ("rollout_id", "target", "accepted", "dropped", "running", "tokens")
+        counts: dict[str, float] = {name: getattr(self, name) for name in names}
+        return counts | {"seconds": time.monotonic() - self.started}
+
+
+progress = Progress()
 
 
 class GenerateState:
@@ -55,6 +98,8 @@ class GenerateState:
         self.client = EngineClient(
             self.router_url, timeout_s=args.request_timeout_s, max_connections=self.capacity + 16
         )
+        # A fact the rollout manager learns from the engines; absent where somebody else made args.
+        trust_with_key(*vars(args).get("engine_urls", ()))
         self.sampling_params = sampling_params(args)
         self.semaphore = asyncio.Semaphore(self.capacity)
         self.pending: set[asyncio.Task[Any]] = set()
@@ -70,6 +115,14 @@ class GenerateState:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of --hf-checkpoint, loaded when first asked for."""
         return load_tokenizer(self._hf_checkpoint)
+
+    @cached_property
+    def vocab_size(self) -> int | None:
+        """Ids of the model of --hf-checkpoint are below it; None when its config.json is silent."""
+        if self._hf_checkpoint is None or not is_hf_folder(self._hf_checkpoint):
+            return None
+        size = read_hf_config(self._hf_checkpoint).get("vocab_size")
+        return size if isinstance(size, int) else None
 
     def start_round(self, rollout_id: int | None) -> None:
         """Forget the abort, the failures and the times of the round before."""
@@ -89,13 +142,18 @@ class GenerateState:
                 for _ in range(wanted):
                     await self.semaphore.acquire()
                     taken += 1
-            yield
+            progress.running += num_samples
+            try:
+                yield
+            finally:
+                progress.running -= num_samples
         finally:
             for _ in range(taken):
                 self.semaphore.release()
 
     def record(self, meta_info: dict[str, Any]) -> None:
         """Keep the times an engine measured for one request."""
+        progress.tokens += int(meta_info.get("completion_tokens") or 0)
         for name in REQUEST_TIMES:
             if isinstance(value := meta_info.get(name), int | float):
                 self.request_times[name].append(float(value))

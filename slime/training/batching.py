@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from slime.config.config import Config
-from slime.data.batch import Ragged, RolloutBatch, StepPlan
+from slime.data.batch import FILLER_INDEX, Ragged, RolloutBatch, StepPlan
 from slime.data.sample import Sample
 from slime.training.interface import Metrics
 from slime.training.schedule import Schedule, StepSchedule, plan_steps, schedule_options
@@ -20,9 +20,6 @@ from slime.training.train_data import (
 )
 
 logger = logging.getLogger(__name__)
-
-# `RolloutBatch.sample_indices` of a filler: it trains nothing and no metric counts it.
-FILLER_INDEX = -1
 
 
 def make_rollout_batches(

@@ -1,6 +1,7 @@
 """Bins of numbers: first-fit under a cap, and Karmarkar-Karp balance. Pure Python."""
 
 import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -62,6 +63,9 @@ def split_largest(
 ) -> list[list[int]]:
     """At least as many bins as given, up to `num_bins`: the heaviest bin that can be is cut in two.
 
+    Neighbours stay together: samples of one group have their prompt in common, and a trainer may
+    compute it once.
+
     A bin of one item cannot be cut, so fewer than `num_bins` come back if there are too few items.
     """
     # (-load, age, items): the heap hands out the heaviest first, the oldest among equals.
@@ -71,9 +75,8 @@ def split_largest(
     age = len(bins)
     while divisible and len(divisible) + len(done) < num_bins:
         _, number, items = heapq.heappop(divisible)
-        halves = karmarkar_karp([lengths[i] for i in items], 2)
-        for label, half in zip((number, age), halves, strict=True):
-            part = sorted(items[i] for i in half)
+        cut = _middle([lengths[i] for i in items])
+        for label, part in ((number, items[:cut]), (age, items[cut:])):
             if len(part) > 1:
                 heapq.heappush(divisible, (-_load(part, lengths), label, part))
             else:
@@ -81,6 +84,16 @@ def split_largest(
         age += 1
     done += [(number, items) for _, number, items in divisible]
     return [items for _, items in sorted(done)]
+
+
+def _middle(lengths: Sequence[int]) -> int:
+    """Where to cut a list of at least two so that the heavier part is as light as can be."""
+    total, before, best, cut = sum(lengths), 0, math.inf, 1
+    for position, length in enumerate(lengths[:-1], start=1):
+        before += length
+        if max(before, total - before) < best:
+            best, cut = max(before, total - before), position
+    return cut
 
 
 def _load(items: Sequence[int], lengths: Sequence[int]) -> int:

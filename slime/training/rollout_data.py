@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slime.data.batch import RolloutBatch
+from slime.data.batch import FILLER_INDEX, RolloutBatch
 from slime.errors import DataError
-from slime.training.batching import FILLER_INDEX
 from slime.training.interface import Metrics
 from slime.training.masked import SumOverDp
 

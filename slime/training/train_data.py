@@ -4,8 +4,12 @@
 builds the default one, so both take the same road afterwards.
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
+
+import numpy as np
 
 from slime.data.sample import Sample
 from slime.errors import DataError
@@ -37,8 +41,9 @@ def samples_to_train_data(
     Raises:
         DataError: lists of one sample do not fit together.
     """
+    has_good_entries = _have_good_entries(samples)
     for sample in samples:
-        sample.validate()
+        sample.validate(entries=not has_good_entries)
     data: TrainData = {
         "tokens": [sample.tokens for sample in samples],
         "response_lengths": [sample.response_length for sample in samples],
@@ -61,6 +66,29 @@ def samples_to_train_data(
         "source_names": [sample.metadata.get("source_name") for sample in samples],
     }
     return data | {name: c for name, c in optional.items() if any(v is not None for v in c)}
+
+
+def _have_good_entries(samples: Sequence[Sample]) -> bool:
+    """Whether the lists of all samples hold what they may, looked at as one array per list.
+
+    A few large arrays instead of thousands of small ones. On False `Sample.validate` finds the
+    sample and says what is wrong with it.
+    """
+    bounds = {"tokens": (0.0, math.inf), "loss_mask": (0.0, 1.0)}
+    for name in ("tokens", "loss_mask", "rollout_log_probs", "teacher_log_probs"):
+        rows = [row for sample in samples if (row := vars(sample)[name]) is not None]
+        low, high = bounds.get(name, (-math.inf, math.inf))
+        try:
+            values = np.array(list(chain.from_iterable(rows)))
+        except (TypeError, ValueError):
+            return False
+        kinds = "fiu" if name.endswith("log_probs") else "iu"
+        is_flat = values.dtype.kind in kinds and values.ndim == 1
+        if values.size and not (
+            is_flat and np.isfinite(values).all() and values.min() >= low and values.max() <= high
+        ):
+            return False
+    return True
 
 
 def complete_train_data(data: Mapping[str, Sequence[Any]]) -> TrainData:

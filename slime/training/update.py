@@ -13,6 +13,7 @@ from slime.config.config import Config
 from slime.data.batch import RolloutBatch
 from slime.errors import ConfigError, DataError
 from slime.observability.profile import timer
+from slime.observability.timeline import span
 from slime.plugins import load_function
 from slime.training.algorithms.base import AdvantageInputs, Algorithm, load_algorithm
 from slime.training.interface import Metrics, ModelTag, Trainer, TrainStep
@@ -97,7 +98,8 @@ def run_update(
         algorithm = _checked_algorithm(config, data)
         _add_log_probs(trainer, batch, config, hooks, data, algorithm)
         if not config.disable_compute_advantages_and_returns:
-            _add_advantages(trainer, config, hooks, data, algorithm)
+            with span("advantages"):
+                _add_advantages(trainer, config, hooks, data, algorithm)
     if hooks.rollout_data is not None:
         hooks.rollout_data(hooks.args, rollout_id, data)
         check_rows(data, "--rollout-data-postprocess-path")
@@ -113,7 +115,8 @@ def run_update(
                 needs_entropy=config.loss_type == "policy_loss",
                 step_id=step_id,
             )
-            metrics = trainer.train_step(step, loss_fn)
+            with span("train_step"):
+                metrics = trainer.train_step(step, loss_fn)
             step_metrics.append({**metrics, "global_batch_size": float(plan.num_rollouts)})
     return UpdateResult(step_metrics=step_metrics, rollout_metrics=rollout_metrics)
 

@@ -1,6 +1,7 @@
 """Weights to CPU engines over a gloo group: the trainer is rank 0, engine i is rank i + 1."""
 
 import datetime
+import itertools
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from typing import Any
@@ -8,9 +9,18 @@ from typing import Any
 import torch.distributed as dist
 
 from slime.engines.control import Answer, EngineControl, collect
+from slime.engines.rendezvous import listening_store
 from slime.engines.servers import free_port
 from slime.errors import EngineError, WeightSyncError
 from slime.weights.transport import Bucket
+
+# Engines join idle: one that has not come after this long has died on the way.
+JOIN_TIMEOUT_S = 30.0
+# How long leaving a group may take: members may be dead, or hang.
+CLOSE_TIMEOUT_S = 5.0
+
+# A group that broke half-way may still be known to some engines: no name is used twice.
+_numbers = itertools.count()
 
 
 class GlooTransport:
@@ -34,7 +44,8 @@ class GlooTransport:
         self._control = control
         self._host = host
         self._timeout = datetime.timedelta(seconds=timeout_s)
-        self._group_name = group_name
+        self._join_timeout = datetime.timedelta(seconds=min(timeout_s, JOIN_TIMEOUT_S))
+        self._group_name = f"{group_name}-{next(_numbers)}"
         self._group: Any = None
         self._version = ""
 
@@ -55,11 +66,12 @@ class GlooTransport:
                 "world_size": world_size,
                 "group_name": self._group_name,
                 "backend": "gloo",
+                "timeout_s": self._timeout.total_seconds(),
             },
         )
         try:
             self._group = make_gloo_group(
-                self._host, port, world_size, self._group_name, self._timeout
+                self._host, port, world_size, self._group_name, self._join_timeout
             )
         except RuntimeError as error:
             _raise_engine_error(
@@ -81,11 +93,14 @@ class GlooTransport:
         loads = self._control.start_post_all("/update_weights_from_distributed", payload)
         options = dist.BroadcastOptions()
         options.rootRank, options.rootTensor = 0, 0
+        options.timeout = self._timeout
         try:
             for tensor in bucket.tensors:
                 flat = tensor.detach().to("cpu").contiguous().view(-1)
                 self._group.broadcast([flat], options).wait(self._timeout)
         except RuntimeError as error:
+            # Closes our sockets: engines that are alive would wait for us until their deadline.
+            self._group = None
             _raise_engine_error(
                 loads, f"broadcast of {bucket.names[0]} … {bucket.names[-1]} failed: {error}"
             )
@@ -99,14 +114,12 @@ class GlooTransport:
         )
 
     def close(self) -> None:
-        """Leave the group; engines that are gone already are no error."""
-        if self._group is not None:
-            wait(
-                self._control.start_post_all(
-                    "/destroy_weights_update_group", {"group_name": self._group_name}
-                )
-            )
-            self._group = None
+        """Leave the group; engines that are gone already, or hang, are no error."""
+        self._group = None
+        leaves = self._control.start_post_all(
+            "/destroy_weights_update_group", {"group_name": self._group_name}
+        )
+        wait(leaves, timeout=CLOSE_TIMEOUT_S)
 
 
 def make_gloo_group(
@@ -119,9 +132,7 @@ def make_gloo_group(
     """
     # torch has no types for these, and `_Options` is private: docs/stock.md.
     c10d: Any = dist
-    store = c10d.TCPStore(
-        host, port, world_size, is_master=True, timeout=timeout, wait_for_workers=False
-    )
+    store = listening_store(host, port, world_size, timeout)
     options = c10d.ProcessGroupGloo._Options()
     # Bind to the address the peers use: gloo's default resolves the host's name, which may be
     # another interface.

@@ -1,5 +1,6 @@
 """One weight sync: pause, send in buckets, verify, stamp the version, resume."""
 
+import hashlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,15 +10,23 @@ from torch import Tensor
 from slime.engines.checksum import checksum
 from slime.engines.control import EngineControl
 from slime.errors import WeightSyncError
+from slime.observability.timeline import add_span
+from slime.observability.waits import waiting
 from slime.weights.buckets import make_buckets
 from slime.weights.transport import Bucket, WeightTransport
 
 
 @dataclass
 class SyncReport:
-    """What a sync did and where its time went, seconds."""
+    """What a sync did and where its time went, seconds.
+
+    Attributes:
+        digest: of every bit of the weights, whatever order and buckets they came in; empty when
+            the sync was not verified.
+    """
 
     version: str
+    digest: str = ""
     num_buckets: int = 0
     num_tensors: int = 0
     num_bytes: int = 0
@@ -63,27 +72,31 @@ def sync_weights(
     """
     report = SyncReport(version)
     clock = _Laps()
+    sums: dict[str, int] = {}
     control.pause("retract")
-    report.pause_s = clock.lap()
+    report.pause_s = clock.lap("pause")
     for bucket in make_buckets(named, bucket_bytes):
-        engine_sums = transport.send(bucket)
-        report.send_s += clock.lap()
+        with waiting(", ".join(control.urls), "take weights", deadline_s=control.timeout_s):
+            engine_sums = transport.send(bucket)
+        report.send_s += clock.lap("send")
         if verify:
-            verify_bucket(bucket, engine_sums, control.urls)
-            report.verify_s += clock.lap()
+            sums |= verify_bucket(bucket, engine_sums, control.urls)
+            report.verify_s += clock.lap("verify")
         report.num_buckets += 1
         report.num_tensors += len(bucket.names)
         report.num_bytes += bucket.num_bytes
     transport.commit(version)
     control.resume()
-    report.resume_s = clock.lap()
+    report.resume_s = clock.lap("resume")
+    if verify:
+        report.digest = weights_digest(sums)
     return report
 
 
 def verify_bucket(
     bucket: Bucket, engine_sums: Sequence[Mapping[str, int]], urls: Sequence[str]
-) -> None:
-    """Compare what each engine holds after loading `bucket` with what was sent.
+) -> dict[str, int]:
+    """Compare what each engine holds after loading `bucket` with what was sent; those checksums.
 
     Raises:
         WeightSyncError: names the engine and the first tensor that is missing or differs.
@@ -103,15 +116,24 @@ def verify_bucket(
                     f"{url} does not hold the weights it was sent: {name} {state}. The engines stay paused; restart "
                     "the run from its last checkpoint, and report this with the engine's log."
                 )
+    return sent
+
+
+def weights_digest(checksums: Mapping[str, int]) -> str:
+    """One digest of the checksums of all parameters by name."""
+    lines = "".join(f"{name} {value}\n" for name, value in sorted(checksums.items()))
+    return hashlib.blake2b(lines.encode(), digest_size=16).hexdigest()
 
 
 class _Laps:
-    """Seconds since the previous lap."""
+    """Seconds since the previous lap, each lap a span of the timeline."""
 
     def __init__(self) -> None:
         self._last = time.perf_counter()
 
-    def lap(self) -> float:
+    def lap(self, name: str) -> float:
         now = time.perf_counter()
         elapsed, self._last = now - self._last, now
+        end = time.time()
+        add_span(name, end - elapsed, end)
         return elapsed

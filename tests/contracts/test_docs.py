@@ -14,7 +14,17 @@ from slime.observability.metrics import metrics_markdown
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")])
 # Options in the docs that belong to other programs.
-OTHER_PROGRAMS = {"--address", "--help", "--logdir", "--markdown", "--source", "--version"}
+OTHER_PROGRAMS = {
+    "--address",
+    "--gpus-per-node",
+    "--help",
+    "--logdir",
+    "--markdown",
+    "--nodes",
+    "--rounds",
+    "--source",
+    "--version",
+}
 
 # `...` in an example stands for arguments of the reader's own.
 _FENCE = re.compile(r"^```(?:bash|sh|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)

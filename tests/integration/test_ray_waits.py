@@ -1,8 +1,10 @@
 """Waits on real Ray actors: each failure names who failed at what."""
 
 import os
+import re
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 import ray
@@ -10,6 +12,8 @@ from ray import cloudpickle
 
 from slime.config.cluster import ClusterConfig
 from slime.errors import ConfigError, DeadlineExceeded, SlimeError
+from slime.observability import doctor
+from slime.observability.doctor import register_process
 from slime.orchestration.placement import make_placement
 from slime.orchestration.ray_cluster import connect, node_address
 from slime.orchestration.waiting import wait_for
@@ -27,6 +31,9 @@ class Worker:
 
     def die(self) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
+
+    def register(self, run_dir: str) -> None:
+        register_process("train rank 1", Path(run_dir))
 
     def hang(self, signal_path: str) -> None:
         while not os.path.exists(signal_path):
@@ -76,6 +83,25 @@ def test_a_deadline_names_only_who_is_late(worker, tmp_path):
     with pytest.raises(DeadlineExceeded, match=r"^slow: did not sync within 2 s"):
         wait_for(calls, action="sync", timeout_s=2.0)
     (tmp_path / "stop").touch()
+
+
+def test_a_deadline_leaves_everybodys_stacks_and_says_who_waits_for_whom(
+    worker, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(doctor, "_registered", None)
+    register_process("driver", tmp_path)
+    wait_for({"worker": worker.register.remote(str(tmp_path))}, action="register", timeout_s=30.0)
+    calls = {"train rank 1": worker.hang.remote(str(tmp_path / "stop"))}
+    with pytest.raises(DeadlineExceeded) as caught:
+        wait_for(calls, action="train on rollout 3", timeout_s=1.0)
+    (tmp_path / "stop").touch()
+    message = str(caught.value)
+    assert message.startswith("train rank 1: did not train on rollout 3 within 1 s. All stacks")
+    assert "waiting 1 s for train rank 1 to train on rollout 3" in message
+    assert re.search(r"train rank 1 \(pid \d+\): no wait noted; in .*hang\(\)", message)
+    (summary,) = (tmp_path / "doctor").glob("*/summary.txt")
+    assert str(summary.parent) in message
+    assert "in hang" in (summary.parent / "stacks-train-rank-1.txt").read_text()
 
 
 def test_a_placement_that_does_not_fit_says_what_was_asked_and_what_is_free():

@@ -83,6 +83,17 @@ def random_batch(
     )
 
 
+def grouped(batch: RolloutBatch, group_size: int) -> RolloutBatch:
+    """The batch with the prompt of each group's first sample in all of its group."""
+    rows, responses = batch.tokens.rows(), batch.response_lengths
+    tokens: list[Tensor] = []
+    for i, row in enumerate(rows):
+        first = i - i % group_size
+        prompt = rows[first][: len(rows[first]) - responses[first]]
+        tokens.append(torch.cat([prompt, row[len(row) - responses[i] :]]))
+    return replace(batch, tokens=Ragged.from_rows(tokens, torch.int64))
+
+
 def rank_batch(
     batch: RolloutBatch, rank: int, dp_size: int, micro_batches: int = 2
 ) -> RolloutBatch:

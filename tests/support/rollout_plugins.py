@@ -54,6 +54,12 @@ async def two_turns(
     return await generate(args, sample, sampling_params)
 
 
+async def hangs_for_index_0(args: Any, sample: Sample, sampling_params: dict[str, Any]) -> Sample:
+    if sample.index == 0:
+        await asyncio.Event().wait()  # a tool that never answers
+    return await generate(args, sample, sampling_params)
+
+
 async def fan_out(args: Any, sample: Sample, sampling_params: dict[str, Any]) -> list[Sample]:
     sample = await generate(args, sample, sampling_params)
     sample.rollout_id = sample.index

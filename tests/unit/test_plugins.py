@@ -26,13 +26,28 @@ def test_a_path_that_leads_nowhere_is_named(path: str, message: str) -> None:
         load_function(path)
 
 
-def test_a_module_missing_inside_the_users_module_is_shown_as_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "imports_too_much",
+            "import a_package_nobody_has\n",
+            r"No module named 'a_package_nobody_has' at .*imports_too_much\.py:1",
+        ),
+        ("has_a_typo", "\ndef f(:\n", r"SyntaxError: .*has_a_typo\.py, line 2"),
+        ("raises", "x = 1\nraise KeyError('table')\n", r"KeyError: 'table' at .*raises\.py:2"),
+        ("ends_the_process", "import sys\nsys.exit(3)\n", r"SystemExit: 3 at .*process\.py:2"),
+        ("is_no_text", "x = '\0'\n", "is_no_text' raised SyntaxError"),
+    ],
+)
+def test_what_a_users_module_raises_at_import_is_told_with_its_line(
+    name: str, text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "imports_too_much.py").write_text("import a_package_nobody_has\n")
+    (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ModuleNotFoundError, match="a_package_nobody_has"):
-        load_function("imports_too_much.f")
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_function(f"{name}.f")
+    assert f"python -c 'import {name}'" in str(caught.value)
 
 
 async def good_generate(args: Any, sample: Any, sampling_params: Any) -> None: ...

@@ -10,6 +10,7 @@ import random
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, tensor_parallel
 from megatron.core.dist_checkpointing.core import CheckpointingException
-from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
 from megatron.core.dist_checkpointing.strategies.fully_parallel import (
     FullyParallelLoadStrategyWrapper,
     FullyParallelSaveStrategyWrapper,
@@ -40,6 +42,7 @@ from slime.backends.megatron.parallel import dp_cp_group, pp_group, tp_group
 from slime.backends.megatron.sources import LATEST_NAME, Source
 from slime.config.config import Config
 from slime.errors import CheckpointError, ConfigError
+from slime.observability.disk import folder_bytes, os_error_behind, write_failure
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,37 @@ def save_checkpoint(
     """Write `iter_{rollout_id}` and then name it as the latest; collective.
 
     It grows in a side folder, so a folder of its final name is always whole.
+
+    Raises:
+        CheckpointError: it could not be written, often as the disk is full; the checkpoint before
+            it is still the latest, and what was written of this one is gone.
     """
-    root = Path(folder)
-    target, partial = root / f"iter_{rollout_id:07d}", root / f"iter_{rollout_id:07d}.partial"
+    target = Path(folder) / f"iter_{rollout_id:07d}"
+    try:
+        _save(state, target, rollout_id, with_optimizer=with_optimizer)
+    except (OSError, RuntimeError, CheckpointException) as error:
+        if _write_error(error) is None:
+            raise
+        needed = max((folder_bytes(path) for path in target.parent.glob("iter_???????")), default=0)
+        message = write_failure(target, _write_error(error) or error, needed_bytes=needed or None)
+        if dist.get_rank() == 0:
+            shutil.rmtree(target.with_name(f"{target.name}.partial"), ignore_errors=True)
+        raise CheckpointError(
+            f"{message}. The checkpoint before it is still the latest: go on from there with --load"
+        ) from error
+
+
+def _write_error(error: BaseException) -> OSError | None:
+    """What the file system said: to this rank, or, by torch's report, to another."""
+    if isinstance(error, CheckpointException):
+        for failure, _ in error.failures.values():
+            if (cause := os_error_behind(failure)) is not None:
+                return cause
+    return os_error_behind(error)
+
+
+def _save(state: TrainState, target: Path, rollout_id: int, *, with_optimizer: bool) -> None:
+    root, partial = target.parent, target.with_name(f"{target.name}.partial")
     if dist.get_rank() == 0:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -93,7 +124,7 @@ def load_model_weights(model: torch.nn.Module, source: Source) -> None:
     Raises:
         CheckpointError: it is of another model.
     """
-    loaded = _load({"model": model.sharded_state_dict(metadata=_metadata())}, source)  # pyright: ignore[reportCallIssue]
+    loaded = _load({"model": _sharded_weights(model)}, source)
     model.load_state_dict(loaded["model"], strict=True)
 
 
@@ -136,6 +167,11 @@ def _load(content: dict[str, Any], source: Source) -> dict[str, Any]:
             "--no-load-optim skips an optimizer state that was not saved, --no-load-rng a random "
             "state."
         ) from error
+    except (OSError, ValueError, KeyError, EOFError, UnpicklingError) as error:
+        raise CheckpointError(
+            f"{source.path} is damaged ({type(error).__name__}: {error}); resume from an earlier "
+            "checkpoint with --ckpt-step, or copy it again"
+        ) from error
 
 
 def _reason(error: BaseException) -> str:
@@ -158,8 +194,7 @@ def _sharded_content(
     state: TrainState, *, with_optimizer: bool, is_loading: bool
 ) -> dict[str, Any]:
     metadata = _metadata()
-    model: Any = state.model
-    weights = model.sharded_state_dict(metadata=metadata)
+    weights = _sharded_weights(state.model)
     content: dict[str, Any] = {"model": weights, "rng_state": _rng_state()}
     if with_optimizer:
         content["optimizer"] = state.optimizer.sharded_state_dict(
@@ -167,6 +202,15 @@ def _sharded_content(
         )
         content["opt_param_scheduler"] = state.scheduler.state_dict()
     return content
+
+
+def _sharded_weights(model: Any) -> dict[str, Any]:
+    weights = model.sharded_state_dict(metadata=_metadata())
+    for value in nested_values(weights):
+        if isinstance(value, ShardedTensor):
+            # Megatron would load an embedding of fewer rows and leave the others as they are.
+            value.allow_shape_mismatch = False
+    return weights
 
 
 def _load_optimizer(optimizer: MegatronOptimizer, loaded: dict[Any, Any]) -> None:

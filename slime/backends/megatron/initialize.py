@@ -1,9 +1,12 @@
 """Start of one training rank: device, process group, Megatron's parallel groups, seeds."""
 
 import ctypes
+import ipaddress
 import os
 import random
+import sys
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +14,7 @@ import torch.distributed as dist
 from megatron.core import tensor_parallel
 
 from slime.config.config import Config
+from slime.engines.rendezvous import listening_store
 from slime.errors import ConfigError
 from slime.training.interface import ParallelLayout
 
@@ -69,15 +73,35 @@ def join_process_group(
     # Megatron's checkpoints and Gloo groups read these.
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size)}
     os.environ |= {"MASTER_ADDR": master_addr, "MASTER_PORT": str(master_port)}
-    host = f"[{master_addr}]" if ":" in master_addr else master_addr
+    if _is_loopback(master_addr) and sys.platform == "linux":
+        # Gloo listens at the address of the host's name, which is often one that others reach.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    timeout = timedelta(minutes=config.distributed_timeout_minutes)
     dist.init_process_group(
         backend="nccl" if device.type == "cuda" else "gloo",
-        init_method=f"tcp://{host}:{master_port}",
+        store=_store(rank, world_size, master_addr, master_port, timeout),
         rank=rank,
         world_size=world_size,
-        timeout=timedelta(minutes=config.distributed_timeout_minutes),
+        timeout=timeout,
         device_id=device if device.type == "cuda" else None,
     )
+
+
+def _store(rank: int, world_size: int, host: str, port: int, timeout: timedelta) -> Any:
+    """Where the ranks meet: rank 0 listens at `host` alone, the others connect."""
+    if rank == 0:
+        return listening_store(host, port, world_size, timeout)
+    c10d: Any = dist  # torch exports no types of its stores
+    return c10d.TCPStore(
+        host, port, world_size, is_master=False, timeout=timeout, wait_for_workers=False
+    )
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:  # a name
+        return address == "localhost"
 
 
 def seed_everything(seed: int, layout: ParallelLayout) -> None:

@@ -39,13 +39,18 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, is_interleaved: bool) -> Tens
     return _Rotate.apply(x, cos, sin, is_interleaved)  # pyright: ignore[reportReturnType]
 
 
-def take(x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+def take(
+    x: Tensor, index: Tensor, inverse: Tensor, copies: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
     """x[index] along dimension 0, where `inverse` finds every row of x once: x[index][inverse] = x.
 
-    Rows of the result that `inverse` does not name are copies: their gradient must be 0 or
-    unwanted. The backward pass is then another gather instead of a slow scatter-add.
+    Rows of the result that neither `inverse` nor `copies` names are copies whose gradient must be 0
+    or unwanted. The backward pass is then another gather instead of a slow scatter-add.
+
+    Args:
+        copies: ([C] rows of the result, [C] the rows of x they repeat) whose gradient counts too.
     """
-    return _Take.apply(x, index, inverse)  # pyright: ignore[reportReturnType]
+    return _Take.apply(x, index, inverse, *(copies or (None, None)))  # pyright: ignore[reportReturnType]
 
 
 def put_back(x: Tensor, inverse: Tensor) -> Tensor:
@@ -130,15 +135,20 @@ class _Rotate(torch.autograd.Function):
 
 class _Take(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse)
+    def forward(
+        ctx: Any, x: Tensor, index: Tensor, inverse: Tensor, rows: Tensor | None, of: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(inverse, rows, of)
         return x.index_select(0, index)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None, None]:
         (grad,) = grad_outputs
-        (inverse,) = ctx.saved_tensors
-        return grad.index_select(0, inverse), None, None
+        inverse, rows, of = ctx.saved_tensors
+        grad_x = grad.index_select(0, inverse)
+        if rows is not None:
+            grad_x.index_add_(0, of, grad.index_select(0, rows))
+        return grad_x, None, None, None, None
 
 
 class _PutBack(torch.autograd.Function):

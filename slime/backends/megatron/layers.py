@@ -179,11 +179,14 @@ def _padded_attention(
     """[T, heads, D] by batched attention over padded sequences.
 
     Padding comes last and attention is causal, so no real token ever sees it and no mask is needed;
-    the outputs of padding are dropped, which leaves it without gradient.
+    the outputs of padding are dropped, which leaves it without gradient. So are a shared prompt's
+    outputs in all sequences but its first, while every response sends gradients to its keys and
+    values.
     """
     sizes = [count * length for count, length in layout.buckets]
-    q_slots, k_slots, v_slots = (
-        take(x, layout.gather, layout.scatter).split(sizes) for x in (q, k, v)
+    q_slots = take(q, layout.gather, layout.scatter).split(sizes)
+    k_slots, v_slots = (
+        take(x, layout.gather, layout.scatter, layout.copies).split(sizes) for x in (k, v)
     )
     outs = [
         _batched_attention(one, two, three, bucket, scale)

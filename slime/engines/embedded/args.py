@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from slime.config.api_key import API_KEY_VARIABLE, run_api_key
+
 DTYPES = ("float32", "bfloat16", "float16")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -109,7 +111,12 @@ def parse_args(argv: Sequence[str] | None = None) -> ServerArgs:
         help="For requests that bring no seed of their own.",
     )
     add("--weight-version", default=ServerArgs.weight_version)
-    add("--api-key", help="Refuse callers that do not send it as a bearer token.")
+    add(
+        "--api-key",
+        default=run_api_key(),
+        help="Refuse callers that do not send it as a bearer token. Better set it as "
+        f"{API_KEY_VARIABLE}: any user can read a command line.",
+    )
     add(
         "--num-threads",
         type=int,

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from slime.config.api_key import API_KEY_VARIABLE
 from slime.config.config import Config
 from slime.config.states import EMBEDDED_ENGINE_OPTIONS
 from slime.engines.servers import ServerSpec, command_line
@@ -32,6 +33,7 @@ def launch(config: Config, *, index: int, host: str, port: int, log_dir: Path) -
         "port": port,
         "random_seed": config.seed + index,
     }
+    key = options.pop("api_key", None)
     return ServerSpec(
         name=f"engine-{index}",
         command=(sys.executable, "-m", "slime.engines.embedded.server", *command_line(options)),
@@ -39,5 +41,5 @@ def launch(config: Config, *, index: int, host: str, port: int, log_dir: Path) -
         health_path="/health",
         log_path=log_dir / f"engine-{index}.log",
         # Two torch threads are many times slower than one when cores are shared.
-        env={"OMP_NUM_THREADS": "1"},
+        env={"OMP_NUM_THREADS": "1"} | ({API_KEY_VARIABLE: str(key)} if key else {}),
     )

@@ -14,6 +14,7 @@ from slime.engines.embedded.arrays import as_tensor
 from slime.engines.embedded.attention import SLOTS, register_slots_attention
 from slime.engines.embedded.cache import SlotCache
 from slime.engines.embedded.masks import CausalMasks
+from slime.engines.embedded.norms import speed_up_norms
 from slime.engines.embedded.shapes import padded_length
 from slime.errors import EngineError
 
@@ -40,7 +41,9 @@ def load_model(path: str, *, dtype: torch.dtype, trust_remote_code: bool = False
         )
     except (OSError, ValueError, KeyError) as error:
         raise EngineError(f"cannot load a causal LM from {path}: {error}") from error
-    return model.eval().requires_grad_(False)
+    model = model.eval().requires_grad_(False)
+    speed_up_norms(model)
+    return model
 
 
 class ModelRunner:

@@ -10,6 +10,7 @@ from typing import Any
 
 from slime.engines.embedded.args import ServerArgs, parse_args
 from slime.errors import EngineError
+from slime.observability.doctor import register_from_environment
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code of a server that ran until SIGTERM or SIGINT."""
     args = parse_args(argv)
     _set_up_logging(args.log_level)
+    register_from_environment(address=f"http://{args.host}:{args.port}")
     started = time.monotonic()
     try:
         app = make_app(args)

@@ -19,8 +19,8 @@ from slime.errors import (
 
 logger = logging.getLogger(__name__)
 
-# As in SGLang: probes and Prometheus carry no key.
-_OPEN_PATHS = frozenset({Endpoint.HEALTH, Endpoint.HEALTH_GENERATE, Endpoint.METRICS})
+# Routers and watchers probe without a key; it tells no more than that the process lives.
+_OPEN_PATHS = frozenset({Endpoint.HEALTH})
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -64,11 +64,12 @@ def info_page(handle: Callable[[], Any]) -> Handler:
 
 def demand_key(api_key: str) -> Any:
     """Middleware that lets nobody in without the key, except to see whether the engine lives."""
-    expected = f"Bearer {api_key}"
+    # Bytes: compare_digest refuses text that is not ASCII, and a caller may send any.
+    expected = f"Bearer {api_key}".encode()
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        given = request.headers.get("Authorization", "")
+        given = request.headers.get("Authorization", "").encode(errors="surrogateescape")
         if request.path not in _OPEN_PATHS and not hmac.compare_digest(given, expected):
             return json_answer(error_answer("wrong or missing API key", "Unauthorized"), 401)
         return await handler(request)

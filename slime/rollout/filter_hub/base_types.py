@@ -1,7 +1,6 @@
 """What a dynamic sampling filter answers."""
 
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +42,7 @@ def call_dynamic_filter(
     return DynamicFilterOutput(keep=bool(verdict))
 
 
-def drop_metrics(reasons: Counter[str]) -> dict[str, int]:
+def drop_metrics(reasons: Mapping[str, int]) -> dict[str, int]:
     """`rollout/dynamic_filter/drop_{reason}`: groups dropped in one round."""
     return {
         f"rollout/dynamic_filter/drop_{reason}": count for reason, count in sorted(reasons.items())

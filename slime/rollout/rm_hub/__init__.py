@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from slime.data.sample import Sample, Status
 from slime.errors import ConfigError, RewardError
+from slime.observability.waits import waiting
 from slime.plugins import load_function
 from slime.registry import REWARDS, lookup
 from slime.rollout.rm_hub.answers import last_boxed
@@ -52,7 +53,7 @@ async def async_rm(args: Any, sample: Sample, **kwargs: Any) -> Reward:
     user = load_function(path) if path else None
     call = _call_user(args, user, sample, **kwargs) if user else _built_in(name)(args, sample)
     value: Reward = 0.0
-    with _fence([sample], name):
+    with _fence([sample], name), _judging(args, name):
         value = _checked(args, await call)
     return value
 
@@ -68,7 +69,8 @@ async def batched_async_rm(args: Any, samples: Sequence[Sample], **kwargs: Any) 
         return await _one_by_one(args, samples, **kwargs)
     values: list[Any] = []
     with _fence(samples, path):
-        values = list(await _call_user(args, load_function(path), list(samples), **kwargs))
+        with _judging(args, path):
+            values = list(await _call_user(args, load_function(path), list(samples), **kwargs))
         if len(values) != len(samples):
             raise RewardError(f"expected {len(samples)} rewards in a list, found {values!r:.200}")
     if any(REWARD_ERROR in sample.metadata for sample in samples):
@@ -78,6 +80,12 @@ async def batched_async_rm(args: Any, samples: Sequence[Sample], **kwargs: Any) 
         with _fence([sample], path):
             rewards[i] = _checked(args, values[i])
     return rewards
+
+
+def _judging(args: Any, name: Any) -> waiting:
+    """The wait for a reward; late after half its deadline."""
+    deadline_s = args.reward_timeout_s
+    return waiting(f"reward {name}", "judge", deadline_s=deadline_s, warn_after_s=deadline_s / 2)
 
 
 async def _one_by_one(args: Any, samples: Sequence[Sample], **kwargs: Any) -> list[Reward]:

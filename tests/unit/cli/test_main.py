@@ -10,7 +10,7 @@ def test_flags_prints_the_state_of_each(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["flags"]) == 0
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert lines["--eps-clip"] == "works"
-    assert lines["--use-wandb"].startswith("refused: ")
+    assert lines["--release-train"].startswith("refused: ")
     assert lines["--moe-permute-fusion"].startswith("own way: ")
 
 
@@ -42,3 +42,10 @@ def test_train_runs_the_loop_of_train_py_with_its_flags(
     monkeypatch.delitem(__import__("sys").modules, "train", raising=False)
     assert main(["train", "--no-such-flag"]) == 2
     assert "unknown flag --no-such-flag" in capsys.readouterr().err
+
+
+def test_check_judges_flags_and_starts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "train.py", "--no-such-flag"]) == 2
+    assert "unknown flag --no-such-flag" in capsys.readouterr().err
+    assert main(["check"]) == 0
+    assert capsys.readouterr().out.startswith("usage: slime check")

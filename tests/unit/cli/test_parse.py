@@ -118,7 +118,7 @@ def test_other_keys_of_the_yaml_reach_plugins_and_are_named(
     [
         ("lr: abc", "--lr takes a value of type float"),
         ("colocate: 3", "write true or false"),
-        ("use_wandb: true", "--use-wandb: not built yet"),
+        ("freeze_indexer: true", "--freeze-indexer: not built yet"),
         ("global_batch_size: 12", "does not divide"),
         ("- a", "must hold `name: value` lines"),
         ("a: {", "is no YAML"),

@@ -111,13 +111,9 @@ def test_an_hf_folder_to_load_goes_before_the_reference(tmp_path: Path) -> None:
     assert config(tmp_path, ref_load=reference).load == reference
 
 
-def test_an_empty_load_folder_is_said_loudly(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.INFO):
+def test_to_continue_from_nothing_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--load .*nothing is no checkpoint \(no such folder\)"):
         config(tmp_path, load=str(tmp_path / "nothing"))
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "holds no checkpoint: starting from" in caplog.text
 
 
 def test_the_first_start_of_a_run_that_resumes_itself_is_no_warning(

@@ -22,7 +22,6 @@ def test_what_a_state_allows() -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--use-wandb"], "--use-wandb: not built yet"),
         (["--advantage-estimator", "ppo"], "--advantage-estimator ppo: not built yet"),
         (["--tensor-model-parallel-size", "2"], "--tensor-model-parallel-size 2: not built"),
         (["--num-experts", "8"], "--num-experts 8: not built yet: mixture-of-experts"),

@@ -102,7 +102,7 @@ def test_what_cannot_be_read_is_named(argv: list[str], message: str) -> None:
 
 
 def test_all_unknown_flags_are_named_at_once() -> None:
-    with pytest.raises(ConfigError, match=r"--foo.*--bar"):
+    with pytest.raises(ConfigError, match=r"(?s)2 problems.*--foo.*--bar"):
         read_words(["--foo", "1", "--lr", "1", "--bar"], INDEX)
 
 

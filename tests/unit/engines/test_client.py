@@ -96,6 +96,36 @@ async def test_deadline_covers_all_attempts():
     assert len(engine.requests) > 1
 
 
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (404, "model_not_found"),
+        (500, "call_upstream_connection_failed"),
+        (500, "read_response_body_failed"),
+    ],
+)
+async def test_a_router_that_lost_its_engines_is_asked_again(status: int, code: str):
+    # As smg 1.13 answers while it knows no engine, and when an engine dies under a request.
+    body = b'{"error":{"type":"server_error","code":"%s","message":"x"}}' % code.encode()
+    async with fake_engine(first(Reply(status=status, body=body))) as engine:
+        await EngineClient(engine.url, timeout_s=5).generate(PAYLOAD)
+    assert len(engine.requests) == 2
+
+
+async def test_another_404_is_a_refusal():
+    async with fake_engine(first(Reply(status=404, body=b"no such path"))) as engine:
+        with pytest.raises(EngineProtocolError, match="status 404"):
+            await EngineClient(engine.url, timeout_s=5).generate(PAYLOAD)
+
+
+async def test_attempts_have_no_limit_but_the_deadline():
+    replies = [Reply(status=503)] * 100
+    async with fake_engine(lambda payload, number: (*replies, Reply())[number]) as engine:
+        await EngineClient(engine.url, timeout_s=30).generate(PAYLOAD)
+    assert len(engine.requests) == 101
+    assert all(request == PAYLOAD for request in engine.requests)  # the same seeds each time
+
+
 async def test_retries_end():
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))

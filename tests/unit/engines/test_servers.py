@@ -1,5 +1,10 @@
+import os
+import signal
+import subprocess
 import sys
+import threading
 
+import psutil
 import pytest
 
 from slime.engines.servers import ServerProcess, ServerSpec, command_line, free_port
@@ -40,6 +45,39 @@ def test_a_healthy_server_is_waited_for_and_stopped(tmp_path):
     assert server.is_alive()
     server.stop()
     assert not server.is_alive()
+
+
+def test_a_stopped_server_is_killed_at_once(tmp_path):
+    server = ServerProcess(spec(tmp_path, "import time; time.sleep(60)"))
+    os.kill(server.pid, signal.SIGSTOP)
+    server.kill()
+    assert not server.is_alive()
+    assert server.describe_end() == "signal SIGKILL"
+
+
+def test_children_of_a_dead_server_are_killed_too(tmp_path):
+    child = (
+        "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True)"
+    )
+    server = ServerProcess(spec(tmp_path, child))
+    assert server._process.wait(60.0) == 0
+    pid = int(server.log_tail())
+    server.kill()
+    psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=10.0)
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_server_outlives_the_thread_that_started_it(tmp_path):
+    # PDEATHSIG is sent when the starting *thread* ends.
+    started: list[ServerProcess] = []
+    code = "import time; time.sleep(60)"
+    thread = threading.Thread(target=lambda: started.append(ServerProcess(spec(tmp_path, code))))
+    thread.start()
+    thread.join()
+    server = started[0]
+    with pytest.raises(subprocess.TimeoutExpired):
+        server._process.wait(0.3)
+    server.kill()
 
 
 def test_options_become_flags():

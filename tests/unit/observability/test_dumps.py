@@ -12,6 +12,7 @@ from slime.observability.dumps import (
     load_rollout,
     save_readable_samples,
     save_rollout,
+    text_pieces,
 )
 
 
@@ -102,3 +103,50 @@ def test_the_readable_file_holds_a_few_samples_and_no_tokens(tmp_path: Path):
     assert [json.loads(line)["index"] for line in lines] == [0, 1]
     assert "tokens" not in json.loads(lines[0])
     assert "größer" in lines[0]
+
+
+def decode_bytes(ids: list[int]) -> str:
+    """One byte per token, as the last resort of a byte-level tokenizer."""
+    return bytes(ids).decode("utf-8", errors="replace")
+
+
+def test_a_character_cut_over_tokens_belongs_to_its_last_one():
+    ids = list("né🙂!".encode())
+    assert text_pieces(ids, decode_bytes) == ["n", "", "é", "", "", "", "🙂", "!"]
+
+
+def test_bytes_that_are_no_character_do_not_swallow_what_follows():
+    pieces = text_pieces([0xFF, 0xFF, 0xFF, 0xFF, 0xFF, *b"abc"], decode_bytes)
+    assert "".join(pieces) == decode_bytes([0xFF] * 5 + list(b"abc"))
+    assert pieces[-2:] == ["b", "c"]
+    assert len(pieces) == 8
+
+
+def test_a_first_word_keeps_its_space_inside_the_text():
+    words = {1: "the", 2: "cat"}
+
+    def decode(ids: list[int]) -> str:  # as sentencepiece: no space before the first word
+        return " ".join(words[i] for i in ids)
+
+    assert text_pieces([1, 2, 1], decode) == ["the", " cat", " the"]
+
+
+def test_the_readable_file_holds_what_the_sample_browser_shows(tmp_path: Path):
+    row = sample(0) | {
+        "tokens": list(b"?ok!"),
+        "response_length": 3,
+        "rollout_log_probs": [-0.123456, -1e-30, 0.0],
+        "loss_mask": [1, 1, 0],
+        "weight_versions": ["7"],
+    }
+    save_readable_samples(tmp_path, 5, [row], limit=1, decode=decode_bytes)
+    shown = json.loads((tmp_path / "5.jsonl").read_text())
+    assert shown["pieces"] == ["o", "k", "!"]
+    assert shown["rollout_log_probs"] == [-0.1235, 0.0, 0.0]
+    assert shown["loss_mask"] == [1, 1, 0]
+    assert (shown["weight_versions"], shown["group_index"]) == (["7"], 0)
+
+
+def test_half_a_character_from_outside_does_not_stop_a_round(tmp_path: Path):
+    save_readable_samples(tmp_path, 5, [sample(0) | {"response": "a\ud800b"}], limit=1)
+    assert json.loads((tmp_path / "5.jsonl").read_text())["response"] == "a?b"

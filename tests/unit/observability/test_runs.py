@@ -14,7 +14,7 @@ def test_a_run_without_a_name_gets_a_new_private_folder_by_its_start_time(tmp_pa
     assert first.path != second.path
     assert first.path.name.startswith("20")
     assert first.path.stat().st_mode & 0o777 == 0o700
-    for folder in (first.tensorboard, first.samples, first.checkpoints, first.logs):
+    for folder in (first.tensorboard, first.samples, first.rounds, first.logs):
         assert folder.is_dir()
 
 

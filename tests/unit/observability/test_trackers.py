@@ -85,3 +85,37 @@ def test_tensorboard_folder_follows_the_environment_and_the_names(
     assert tensorboard_folder(tmp_path, None, None) == tmp_path
     monkeypatch.setenv("TENSORBOARD_DIR", "/elsewhere")
     assert tensorboard_folder(tmp_path, "letters", "seed0") == Path("/elsewhere/letters/seed0")
+
+
+def _tensorboard_steps(folder: Path) -> dict[str, list[int]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_tensorboard_shows_rounds_done_again_once(tmp_path: Path):
+    first = TensorBoardTracker(tmp_path)
+    for step in range(6):  # two optimizer steps a round
+        first.log({"train/loss": 1.0}, step_key="train/step", step=step)
+    for step in range(3):
+        first.log({"rollout/raw_reward": 1.0}, step_key="rollout/step", step=step)
+    first.log({"eval/held_out": 1.0}, step_key="eval/step", step=1)
+    first.close()
+    # Killed; the checkpoint is of round 0: rounds 1 and 2 come again.
+    kept = [
+        {"time": 5.0, "train/step": 0, "train/loss": 1.0},
+        {"time": 5.0, "train/step": 1, "train/loss": 1.0},
+        {"time": 6.0, "rollout/step": 0, "rollout/raw_reward": 1.0},
+        {"time": 7.0, "eval/step": 1, "eval/held_out": 1.0},
+    ]
+    again = TensorBoardTracker(tmp_path, earlier=kept)
+    again.log({"train/loss": 2.0}, step_key="train/step", step=2)
+    again.log({"rollout/raw_reward": 2.0}, step_key="rollout/step", step=1)
+    again.close()
+    assert _tensorboard_steps(tmp_path) == {
+        "train/loss": [0, 1, 2],
+        "rollout/raw_reward": [0, 1],
+        "eval/held_out": [1],
+    }

@@ -1,22 +1,21 @@
 import pytest
 
 from slime.config.cluster import ClusterConfig
+from slime.config.layout import Slots, count_slots, is_due
 from slime.data.sample import Sample
 from slime.errors import DataError
-from slime.orchestration.placement import count_slots
 from slime.orchestration.rollout_manager import flatten_samples
-from slime.orchestration.session import is_due
 
 
 def test_separate_sides_have_separate_slots():
     cluster = ClusterConfig(actor_num_nodes=2, actor_num_gpus_per_node=4, rollout_num_gpus=3)
-    assert count_slots(cluster, train=True, rollout=True) == (8, 3, 11)
-    assert count_slots(cluster, train=True, rollout=False) == (8, 0, 8)
+    assert count_slots(cluster, trains=True, rolls=True) == Slots(8, 3, 11)
+    assert count_slots(cluster, trains=True, rolls=False) == Slots(8, 0, 8)
 
 
 def test_colocated_sides_share_slots():
     cluster = ClusterConfig(actor_num_gpus_per_node=4, rollout_num_gpus=4, colocate=True)
-    assert count_slots(cluster, train=True, rollout=True) == (4, 4, 4)
+    assert count_slots(cluster, trains=True, rolls=True) == Slots(4, 4, 4)
 
 
 @pytest.mark.parametrize(

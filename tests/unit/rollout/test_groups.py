@@ -137,6 +137,16 @@ async def test_error_in_custom_generate_fails_one_sample_and_restores_it(
     assert "breaks_half_way" in caplog.text  # the traceback
 
 
+async def test_a_tool_that_hangs_fails_its_own_sample_after_the_deadline():
+    async with fake_engine() as engine:
+        path = f"{PLUGINS}.hangs_for_index_0"
+        args = make_args(engine.url, custom_generate_function_path=path, generate_timeout_s=0.2)
+        hung, fine = await run_group(args)
+    assert (hung.status, hung.metadata["error_cat"]) == (Status.FAILED, "timeout")
+    assert "within 0.2 s (--generate-timeout-s)" in hung.metadata["error"]
+    assert (fine.status, fine.reward) == (Status.COMPLETED, 1.0)
+
+
 async def test_hooks_run_in_order_before_the_reward():
     async with fake_engine() as engine:
         hooks = [f"{PLUGINS}.note_round", f"{PLUGINS}.replace_label"]

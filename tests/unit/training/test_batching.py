@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 from support.rollouts import random_samples
 
 from slime.config.config import Config
-from slime.data.batch import RolloutBatch
+from slime.data.batch import FILLER_INDEX, RolloutBatch
 from slime.data.sample import Sample
 from slime.errors import DataError
 from slime.training.batching import (
-    FILLER_INDEX,
     batch_metrics,
     batches_from_train_data,
     make_rollout_batches,

@@ -78,4 +78,4 @@ def test_splitting_reaches_the_number_as_far_as_items_go(
 
 
 def test_the_heaviest_bin_is_split_first() -> None:
-    assert split_largest([[0, 1], [2, 3]], [1, 2, 9, 8], 3) == [[0, 1], [3], [2]]
+    assert split_largest([[0, 1], [2, 3]], [1, 2, 9, 8], 3) == [[0, 1], [2], [3]]

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from support.megatron_runs import random_batch
+from support.megatron_runs import grouped, random_batch
 
 from slime.backends.megatron.pack import pack_micro_batch, padded_layout
 
@@ -48,3 +48,30 @@ def test_padded_layout_holds_every_token_in_its_own_sequence(lengths: list[int])
 def test_one_long_sequence_does_not_pad_the_short_ones() -> None:
     layout = padded_layout([4000, *[20] * 100])
     assert layout.buckets == ((1, 4000), (100, 20))
+
+
+def test_a_shared_prompt_stands_once_and_every_response_predicts_from_it() -> None:
+    batch = grouped(random_batch(num_samples=6, vocab_size=50, seed=5), group_size=3)
+    order = [1, 5, 0, 2, 3, 4]  # groups are found by their tokens, not by their order
+    micro = pack_micro_batch(batch, order, device=CPU)
+    rows = [batch.tokens.rows()[i] for i in order]
+    responses = [batch.response_lengths[i] for i in order]
+    prompts = {tuple(row[:-r].tolist()) for row, r in zip(rows, responses, strict=True)}
+    assert micro.tokens.shape[1] == sum(map(len, prompts)) + sum(responses)
+    assert torch.equal(
+        micro.targets, torch.cat([row[-r:] for row, r in zip(rows, responses, strict=True)])
+    )
+    before = torch.cat([row[-r - 1 : -1] for row, r in zip(rows, responses, strict=True)])
+    assert torch.equal(micro.tokens[0, micro.predict], before)
+    positions = torch.cat([torch.arange(len(row)) for row in rows])
+    layout, plain = micro.packed.padded, padded_layout([len(row) for row in rows])
+    assert layout is not None
+    assert layout.copies is not None
+    assert micro.packed.position_ids is not None
+    assert torch.equal(micro.tokens[0, layout.gather], torch.cat(rows)[plain.gather])
+    assert torch.equal(micro.packed.position_ids[layout.gather], positions[plain.gather])
+    slots, tokens = layout.copies
+    assert torch.equal(layout.gather[slots], tokens)
+    assert torch.equal(
+        torch.cat([slots, layout.scatter]).sort().values, plain.scatter.sort().values
+    )

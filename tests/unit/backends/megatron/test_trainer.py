@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from support.megatron_runs import (
+    grouped,
     hf_log_probs,
     hf_model,
     make_tiny_qwen3,
@@ -104,6 +105,20 @@ def test_log_probs_are_divided_by_the_rollout_temperature(model: str) -> None:
     reference.lm_head.register_forward_hook(lambda module, args, out: out / 0.7)
     for row, expected in zip(ours, hf_log_probs(reference, data), strict=True):
         torch.testing.assert_close(row, expected, rtol=0.0, atol=2e-5)
+
+
+def test_samples_that_share_a_prompt_train_as_if_each_had_its_own(model: str) -> None:
+    batches = [grouped(batch(seed, num_samples=8), group_size=4) for seed in range(3)]
+    reference = reference_run(model, batches)
+    trainer = started(model)
+    ours = trainer.log_probs(batches[0], ModelTag.ACTOR)
+    theirs = hf_log_probs(hf_model(model), batches[0])
+    for row, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(row, expected, atol=2e-5, rtol=0)
+    for data, loss, norm in zip(batches, reference.losses, reference.grad_norms, strict=True):
+        metrics = trainer.train_step(train_step(data), policy_gradient_loss)
+        assert metrics["loss"] == pytest.approx(loss, rel=1e-4, abs=1e-6)
+        assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
 
 
 @pytest.mark.parametrize("tied", [True, False])

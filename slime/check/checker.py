@@ -1,0 +1,133 @@
+"""check(): a command line, judged as a whole in a second or two; nothing is started.
+
+Imports neither torch nor Ray nor transformers, and runs no code of the user.
+"""
+
+import logging
+import os
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from slime.check.data import check_data
+from slime.check.functions import check_functions
+from slime.check.model import check_model
+from slime.check.modules import Modules
+from slime.check.places import (
+    FreeBytes,
+    check_disk,
+    check_ports,
+    check_run_folder,
+    free_disk_bytes,
+)
+from slime.check.plan import Cluster, check_cluster, check_epochs, make_plan
+from slime.check.start import check_start
+from slime.check.summary import Facts, summary
+from slime.config.config import Config
+from slime.config.problems import Problems
+from slime.config.resolve import check_overlapping
+
+_NVIDIA = Path("/proc/driver/nvidia/gpus")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The judgement.
+
+    Attributes:
+        problems: what is wrong, each with what to do; empty when the run can start.
+        notes: what is worth knowing and stops nothing.
+        summary: what the run will do; empty when there are problems.
+    """
+
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+    summary: str
+
+
+def check(
+    config: Config,
+    problems: Problems,
+    *,
+    overlaps: bool = False,
+    folders: Sequence[str] = (".",),
+    cluster: Cluster | None = None,
+    free_bytes: FreeBytes = free_disk_bytes,
+) -> Checked:
+    """Everything about a resolved command line that can be known before a process is started.
+
+    Args:
+        config: as far as it could be resolved.
+        problems: those found so far; more are added.
+        overlaps: whether rounds are generated while the model trains, as train_async.py does.
+        folders: where modules are looked for before `sys.path`.
+        cluster: the machines it is meant for; None = this one.
+        free_bytes: free disk space below a folder.
+    """
+    with collected_notes() as notes:
+        view = problems.readable(config)
+        if overlaps:
+            with problems.caught():
+                check_overlapping(view)
+        _check_device(config, cluster, problems)
+        check_functions(config, problems, Modules(folders))
+        model = check_model(config, problems)
+        data = check_data(config, problems)
+        prompts = next((item for item in data if item.name is None), None)
+        check_epochs(config, prompts, problems)
+        start = check_start(config, problems)
+        if cluster is not None:
+            check_cluster(config, cluster, problems)
+        else:
+            check_ports(config, problems)
+        check_run_folder(config, problems)
+        text = ""
+        with problems.caught():
+            plan = make_plan(view, prompts, start.first_round)
+            disk = check_disk(view, model, plan, problems, free_bytes=free_bytes)
+            if not problems.messages and model is not None:
+                text = summary(Facts(config, model, data, start, plan, disk))
+    return Checked(tuple(problems.messages), tuple(notes), text)
+
+
+def _check_device(config: Config, cluster: Cluster | None, problems: Problems) -> None:
+    """As `orchestration/ray_cluster.py` will refuse it: GPUs would be left idle silently."""
+    view = problems.readable(config)
+    with problems.caught():
+        if view.device == "auto" and (cluster is not None or _has_gpus()):
+            problems.add(
+                "--device auto takes CUDA where there are GPUs, and the GPU path is not built yet; "
+                "give --device cpu to run on the CPUs all the same"
+            )
+
+
+def _has_gpus() -> bool:
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return False
+    return _NVIDIA.is_dir() and any(_NVIDIA.iterdir())
+
+
+@contextmanager
+def collected_notes() -> Generator[list[str]]:
+    """Texts of the warnings that slime logs inside, none twice; they are not printed."""
+    notes: list[str] = []
+    collector = _Collector(notes)
+    package = logging.getLogger("slime")
+    propagated, package.propagate = package.propagate, False
+    package.addHandler(collector)
+    try:
+        yield notes
+    finally:
+        package.removeHandler(collector)
+        package.propagate = propagated
+
+
+class _Collector(logging.Handler):
+    def __init__(self, notes: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self._notes = notes
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if (text := record.getMessage()) not in self._notes:
+            self._notes.append(text)

@@ -1,0 +1,119 @@
+"""Recovery: which engines get weights when, with a fake trainer and a fake fleet."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from slime.errors import EngineUnavailable, WeightSyncError
+from slime.orchestration.recovery import MAX_FAILED_RESTORES, Recovery, SyncResult
+
+
+class FakeEngines:
+    """A fleet whose `ups` are the answers of bring_up, one after the other; the last stays."""
+
+    def __init__(self, *ups: tuple[str, ...]) -> None:
+        self.ups = list(ups)
+        self.admitted: list[tuple[str, ...]] = []
+
+    def bring_up(self) -> tuple[str, ...]:
+        return self.ups.pop(0) if len(self.ups) > 1 else self.ups[0]
+
+    def admit(self, urls: Sequence[str]) -> None:
+        self.admitted.append(tuple(urls))
+
+
+class FakeWeights:
+    """A trainer whose syncs raise the errors in `failures`, then work."""
+
+    def __init__(self, *failures: Exception) -> None:
+        self.failures = list(failures)
+        self.calls: list[str] = []
+
+    def connect_engines(self, urls: tuple[str, ...]) -> None:
+        self.calls.append("connect " + " ".join(urls))
+
+    def update_weights(self) -> SyncResult:
+        self.calls.append("update")
+        self._fail()
+        return {"perf/update_weights_time": 1.0}, "digest"
+
+    def restore_engine(self, url: str) -> None:
+        self.calls.append(f"restore {url}")
+        self._fail()
+
+    def _fail(self) -> None:
+        if self.failures:
+            raise self.failures.pop(0)
+
+
+def test_engines_are_connected_once_while_they_stay_the_same():
+    engines, weights = FakeEngines(("a", "b")), FakeWeights()
+    recovery = Recovery(engines, weights)
+    assert recovery.update_weights()[1] == "digest"
+    recovery.update_weights()
+    assert weights.calls == ["connect a b", "update", "update"]
+
+
+def test_a_new_address_is_connected_and_admitted_after_it_has_the_weights():
+    engines, weights = FakeEngines(("a", "b"), ("a", "c")), FakeWeights()
+    recovery = Recovery(engines, weights)
+    recovery.update_weights()
+    recovery.update_weights()
+    assert weights.calls == ["connect a b", "update", "connect a c", "update"]
+    assert engines.admitted[-1] == ("a", "c")
+
+
+def test_an_engine_that_dies_in_a_sync_makes_it_start_again_without_it():
+    engines = FakeEngines(("a", "b"), ("a",))
+    weights = FakeWeights(WeightSyncError("broadcast failed"))
+    Recovery(engines, weights).update_weights()
+    assert weights.calls == ["connect a b", "update", "connect a", "update"]
+    assert engines.admitted == [("a",)]
+
+
+def test_a_sync_that_fails_with_all_engines_alive_is_an_error():
+    engines, weights = FakeEngines(("a", "b")), FakeWeights(WeightSyncError("checksum"))
+    with pytest.raises(WeightSyncError, match="checksum"):
+        Recovery(engines, weights).update_weights()
+    assert engines.admitted == []
+
+
+def test_engines_that_came_back_in_a_round_get_weights_one_by_one_and_serve():
+    engines, weights = FakeEngines(("a",)), FakeWeights(EngineUnavailable("died again"))
+    Recovery(engines, weights).restore(("b", "c"), num_serving=1)
+    assert weights.calls == ["restore b", "restore c"]
+    assert engines.admitted == [("c",)]
+
+
+def test_an_engine_never_gets_newer_weights_than_the_others_in_a_round():
+    engines, weights = FakeEngines(("a",)), FakeWeights()
+    recovery = Recovery(engines, weights)
+    recovery.update_weights()
+    recovery.trained()
+    recovery.restore(("b",), num_serving=1)
+    assert "restore b" not in weights.calls
+    recovery.restore(("b",), num_serving=0)  # nobody is left to differ from
+    assert engines.admitted[-1] == ("b",)
+    recovery.update_weights()
+    recovery.restore(("c",), num_serving=1)
+    assert engines.admitted[-1] == ("c",)
+
+
+def test_an_engine_that_got_its_weights_meanwhile_is_left_alone():
+    # The fleet was asked before the sync, its answer is read after it.
+    engines, weights = FakeEngines(("a", "b")), FakeWeights()
+    recovery = Recovery(engines, weights)
+    recovery.update_weights()
+    recovery.restore(("b",), num_serving=1)
+    recovery.restore(("c",), num_serving=2)
+    recovery.restore(("c",), num_serving=2)
+    assert weights.calls == ["connect a b", "update", "restore c"]
+
+
+def test_restoring_gives_up_after_many_failures_in_a_row():
+    weights = FakeWeights(*[WeightSyncError("checksum")] * MAX_FAILED_RESTORES)
+    recovery = Recovery(FakeEngines(("a",)), weights)
+    for _ in range(MAX_FAILED_RESTORES - 1):
+        recovery.restore(("b",), num_serving=1)
+    with pytest.raises(WeightSyncError, match="checksum"):
+        recovery.restore(("b",), num_serving=1)

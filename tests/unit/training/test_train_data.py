@@ -1,0 +1,57 @@
+"""Entries of a round are checked as a few large arrays; what is wrong is still named by sample."""
+
+import math
+from typing import Any
+
+import pytest
+
+from slime.data.sample import Sample
+from slime.errors import DataError
+from slime.training.train_data import samples_to_train_data
+
+
+def round_of(num_samples: int) -> list[Sample]:
+    return [
+        Sample(
+            index=i,
+            group_index=0,
+            tokens=[5, 6, 7, 8],
+            response_length=2,
+            loss_mask=[1, 0],
+            rollout_log_probs=[-0.5, -1],
+            reward=1.0,
+            status=Sample.Status.COMPLETED,
+        )
+        for i in range(num_samples)
+    ]
+
+
+def columns(samples: list[Sample]) -> dict[str, list[Any]]:
+    ones = [1.0] * len(samples)
+    return samples_to_train_data(samples, ones, ones)
+
+
+def test_a_good_round_passes_with_its_own_lists() -> None:
+    samples = round_of(3)
+    samples[1].loss_mask = None
+    data = columns(samples)
+    assert data["tokens"] == [sample.tokens for sample in samples]
+    assert data["loss_masks"] == [[1, 0], [1, 1], [1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tokens", [5, 6, 7, -1]),
+        ("tokens", [5, 6, 7, 8.5]),
+        ("loss_mask", [1, 2]),
+        ("rollout_log_probs", [-0.5, math.nan]),
+        ("rollout_log_probs", [-0.5, None]),
+        ("rollout_log_probs", ["-0.5", "-1"]),
+    ],
+)
+def test_one_bad_entry_of_a_round_names_its_sample(name: str, value: list[Any]) -> None:
+    samples = round_of(4)
+    setattr(samples[2], name, value)
+    with pytest.raises(DataError, match=f"sample 2: {name}"):
+        columns(samples)
