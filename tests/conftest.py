@@ -2,7 +2,13 @@
 
 import pytest
 
-_FIRST = ("integration/test_train_cpu.py", "integration/", "invariance/", "contracts/")
+_FIRST = (
+    "integration/test_resume_exact.py",
+    "integration/test_train_cpu.py",
+    "integration/",
+    "invariance/",
+    "contracts/",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -20,6 +20,7 @@ FLAGS = (
     "--use-fault-tolerance --rollout-health-check-interval 1 --rollout-health-check-timeout 4 "
     "--save-debug-rollout-data {folder}-dumps/{{rollout_id}}.jsonl"
 )
+pytestmark = pytest.mark.trust
 RESTARTS = ("rollout/engine_restarts", "rollout/router_restarts")
 
 
