@@ -92,6 +92,16 @@ class RolloutStatus:
     failure: str | None = None
 
 
+@dataclass(frozen=True)
+class _Unrecorded:
+    """A round that is to be written to the run folder, and the data source's state after it."""
+
+    rollout_id: int
+    made: Round
+    weights: str
+    data_state: dict[str, Any]
+
+
 class RolloutManager:
     """Ray actor that turns prompts into training batches.
 
@@ -113,7 +123,7 @@ class RolloutManager:
         if not config.debug_train_only:
             self._fleet = EngineFleet(config, placement, run_dir / "logs")
         self._args = config.to_namespace(run_dir=str(run_dir))
-        # Recording a round costs no time of the next one: the trainer is at work meanwhile.
+        self._unrecorded: _Unrecorded | None = None
         self._recorder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="round-recorder")
         self._recording: Future[None] | None = None
 
@@ -174,6 +184,7 @@ class RolloutManager:
             metrics |= self._fleet.take_metrics()
         with span("put_batches", rollout_id):
             references = tuple(ray.put(batch) for batch in batches)
+        self._record()
         return RolloutResult(references, metrics, entry)
 
     def evaluate(self, rollout_id: int) -> dict[str, float]:
@@ -275,7 +286,7 @@ class RolloutManager:
         taken = None if first is None or last is None else (first, last)
         made = Round(output.samples, dict(output.metrics or {}), output.fates, taken)
         if weights is not None and hasattr(self._data_source, "state_dict"):
-            self._record(rollout_id, made, weights)
+            self._keep_for_record(rollout_id, made, weights)
         return made
 
     def _call(self, function: Any, rollout_id: int, *, evaluation: bool) -> Any:
@@ -289,15 +300,28 @@ class RolloutManager:
         """Number of the next group the data source takes from its data; None if it has none."""
         return getattr(self._data_source, "sample_group_index", None)
 
-    def _record(self, rollout_id: int, made: Round, weights: str) -> None:
-        """Record the round in the background."""
+    def _keep_for_record(self, rollout_id: int, made: Round, weights: str) -> None:
+        """Hold the round as it is now, before hooks change its samples."""
+        self._unrecorded = _Unrecorded(
+            rollout_id,
+            replace(made, groups=frozen(made.groups)),
+            weights,
+            self._data_source.state_dict(),
+        )
+
+    def _record(self) -> None:
+        """Write the round that is held, in the background: the trainer is at work meanwhile."""
+        held, self._unrecorded = self._unrecorded, None
         if self._recording is not None:
             self._recording.result()
-        copy = replace(made, groups=frozen(made.groups))
-        state = self._data_source.state_dict()
-        self._recording = self._recorder.submit(
-            self._rounds.save, rollout_id, copy, weights=weights, data_state=state
-        )
+        if held is not None:
+            self._recording = self._recorder.submit(
+                self._rounds.save,
+                held.rollout_id,
+                held.made,
+                weights=held.weights,
+                data_state=held.data_state,
+            )
 
     def _trained_indexes(self, batches: Sequence["RolloutBatch"]) -> list[int] | None:
         """`Sample.index` of the rows in the batches; None when a user's function made them."""

@@ -21,6 +21,7 @@ from slime.orchestration.ray_cluster import node_address
 if TYPE_CHECKING:
     from slime.data.batch import RolloutBatch
     from slime.training.interface import Trainer
+    from slime.training.update import UpdateHooks
     from slime.weights.transport import WeightTransport
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class TrainActor:
         self._trainer: Trainer | None = None
         self._control: EngineControl | None = None
         self._transport: WeightTransport | None = None
+        self._hooks: UpdateHooks | None = None
         self._trained_rounds = 0
 
     def prepare(self) -> tuple[str, int]:
@@ -165,7 +167,9 @@ class TrainActor:
         """Update the model on this rank's batch."""
         from slime.training.update import UpdateHooks, run_update
 
-        hooks = UpdateHooks.from_config(self._config, self._config.to_namespace())
+        if self._hooks is None:
+            self._hooks = UpdateHooks.from_config(self._config, self._config.to_namespace())
+        hooks = self._hooks
         timeout_s = self._config.train_timeout_s
         with timer("train", rollout_id), _together(f"train on rollout {rollout_id}", timeout_s):
             result = run_update(

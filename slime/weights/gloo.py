@@ -95,9 +95,11 @@ class GlooTransport:
         options.rootRank, options.rootTensor = 0, 0
         options.timeout = self._timeout
         try:
-            for tensor in bucket.tensors:
-                flat = tensor.detach().to("cpu").contiguous().view(-1)
-                self._group.broadcast([flat], options).wait(self._timeout)
+            flats = [tensor.detach().to("cpu").contiguous().view(-1) for tensor in bucket.tensors]
+            # All at once: gloo keeps the order, and no tensor waits for the answer to the last one.
+            works = [self._group.broadcast([flat], options) for flat in flats]
+            for work in works:
+                work.wait(self._timeout)
         except RuntimeError as error:
             # Closes our sockets: engines that are alive would wait for us until their deadline.
             self._group = None
