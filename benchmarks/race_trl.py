@@ -67,7 +67,12 @@ def make_env() -> None:
 def settings(size: Size) -> dict[str, list[Setting]]:
     """What each side may choose from on two cores."""
     return {
-        "slime": [{"threads": 1, "ranks": 1}, {"threads": 1, "ranks": 2}],
+        # Engines have one thread each; `threads` are the trainer's.
+        "slime": [
+            {"threads": 1, "ranks": 1},
+            {"threads": 2, "ranks": 1},
+            {"threads": 1, "ranks": 2},
+        ],
         "trl": [
             {"threads": threads, "micro_batch": micro}
             for threads in (1, 2)

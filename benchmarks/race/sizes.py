@@ -88,7 +88,7 @@ HEAVY_SIZE = Size(
     min_lr=1e-4,
     lr_warmup_steps=1,
     warm_steps=2,
-    tune_steps=3,
+    tune_steps=2,
     trl_micro_batches=(128, 32),
 )
 SIZES = {size.name: size for size in (QUICKSTART_SIZE, HEAVY_SIZE)}

@@ -106,19 +106,29 @@ class UpdateOptions:
         )
 
 
+# Load format: all tensors of the bucket as one.
+FLATTENED = "flattened_bucket"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DistributedUpdate:
-    """Tensors that rank 0 of a group broadcasts in this order, each flat and contiguous."""
+    """Tensors that rank 0 of a group broadcasts in this order, each flat and contiguous.
+
+    Attributes:
+        is_flattened: they come in one broadcast, their bytes one after the other (SGLang's
+            `load_format` "flattened_bucket").
+    """
 
     names: tuple[str, ...]
     dtypes: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     group_name: str
+    is_flattened: bool
     options: UpdateOptions
 
     @classmethod
     def from_json(cls, raw: object) -> "DistributedUpdate":
-        """Raises EngineProtocolError when the three lists do not fit together."""
+        """Raises EngineProtocolError when the three lists do not fit together, or for a load format of another kind."""
         fields = Fields(raw, "update_weights_from_distributed")
         names, dtypes = fields.strings("names"), fields.strings("dtypes")
         shapes = fields.raw.get("shapes")
@@ -128,8 +138,14 @@ class DistributedUpdate:
                 "update_weights_from_distributed needs names, dtypes and shapes of one length, "
                 f"got {len(names)}, {len(dtypes)} and {len(rows)}"
             )
+        load_format = fields.raw.get("load_format")
+        if load_format not in (None, FLATTENED):
+            raise EngineProtocolError(
+                f"update_weights_from_distributed.load_format {load_format!r}: known is {FLATTENED}"
+            )
         return cls(
             names=names,
+            is_flattened=load_format == FLATTENED,
             dtypes=tuple(dtype.removeprefix("torch.") for dtype in dtypes),
             shapes=tuple(_shape(row) for row in rows),
             group_name=fields.string("group_name", DEFAULT_GROUP),

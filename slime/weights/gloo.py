@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from typing import Any
 
+import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from slime.engines.control import Answer, EngineControl, collect
+from slime.engines.control_requests import FLATTENED
 from slime.engines.rendezvous import listening_store
 from slime.engines.servers import free_port
 from slime.errors import EngineError, WeightSyncError
@@ -88,6 +91,8 @@ class GlooTransport:
             "dtypes": [str(tensor.dtype).removeprefix("torch.") for tensor in bucket.tensors],
             "shapes": [list(tensor.shape) for tensor in bucket.tensors],
             "group_name": self._group_name,
+            # One broadcast per bucket: 25 small ones took 35 ms, this takes 3.
+            "load_format": FLATTENED,
             "flush_cache": True,
         }
         loads = self._control.start_post_all("/update_weights_from_distributed", payload)
@@ -95,11 +100,7 @@ class GlooTransport:
         options.rootRank, options.rootTensor = 0, 0
         options.timeout = self._timeout
         try:
-            flats = [tensor.detach().to("cpu").contiguous().view(-1) for tensor in bucket.tensors]
-            # All at once: gloo keeps the order, and no tensor waits for the answer to the last one.
-            works = [self._group.broadcast([flat], options) for flat in flats]
-            for work in works:
-                work.wait(self._timeout)
+            self._group.broadcast([flattened(bucket)], options).wait(self._timeout)
         except RuntimeError as error:
             # Closes our sockets: engines that are alive would wait for us until their deadline.
             self._group = None
@@ -122,6 +123,12 @@ class GlooTransport:
             "/destroy_weights_update_group", {"group_name": self._group_name}
         )
         wait(leaves, timeout=CLOSE_TIMEOUT_S)
+
+
+def flattened(bucket: Bucket) -> Tensor:
+    """[num_bytes] uint8 on the CPU: the tensors' bytes, one after the other."""
+    flats = [tensor.detach().to("cpu").contiguous().view(-1) for tensor in bucket.tensors]
+    return torch.cat([flat.view(torch.uint8) for flat in flats])
 
 
 def make_gloo_group(

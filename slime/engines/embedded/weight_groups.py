@@ -75,7 +75,10 @@ class WeightGroups:
         if member is None:
             known = ", ".join(self._members) or "none"
             raise WeightSyncError(f"no weight group {update.group_name!r} here; joined: {known}")
-        buffers = [_buffer(dtype, shape) for dtype, shape in _pairs(update)]
+        parts = [_buffer(dtype, shape) for dtype, shape in _pairs(update)]
+        buffers = parts
+        if update.is_flattened:
+            buffers = [torch.empty(sum(part.nbytes for part in parts), dtype=torch.uint8)]
         options = dist.BroadcastOptions()
         options.rootRank, options.rootTensor = 0, 0
         try:
@@ -87,14 +90,24 @@ class WeightGroups:
             raise WeightSyncError(
                 f"broadcast in weight group {update.group_name!r} failed: {error}"
             ) from error
+        if update.is_flattened:
+            _spread(buffers[0], parts)
         return [
-            (name, buffer.view(shape))
-            for name, buffer, shape in zip(update.names, buffers, update.shapes, strict=True)
+            (name, part.view(shape))
+            for name, part, shape in zip(update.names, parts, update.shapes, strict=True)
         ]
 
 
 def _pairs(update: DistributedUpdate) -> Sequence[tuple[str, tuple[int, ...]]]:
     return list(zip(update.dtypes, update.shapes, strict=True))
+
+
+def _spread(flat: Tensor, parts: Sequence[Tensor]) -> None:
+    """Copy the bytes of `flat` into `parts`, one after the other."""
+    start = 0
+    for part in parts:
+        part.view(torch.uint8).copy_(flat[start : start + part.nbytes])
+        start += part.nbytes
 
 
 def _buffer(dtype: str, shape: tuple[int, ...]) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 
 from slime.engines.control_requests import DistributedUpdate, WeightsGroup
 from slime.engines.embedded.weight_groups import WeightGroups
-from slime.errors import WeightSyncError
+from slime.errors import EngineProtocolError, WeightSyncError
 
 # Rank 0 as the engine protocol describes it, written down without slime.
 TRAINER = """
@@ -23,8 +23,15 @@ options = dist.BroadcastOptions(); options.rootRank = 0; options.rootTensor = 0
 sent = [torch.arange(12.).view(3, 4), torch.arange(5).to(torch.bfloat16), torch.ones(())]
 for tensor in sent:
     group.broadcast([tensor.contiguous().view(-1)], options).wait()
+flat = torch.cat([(tensor + 1).reshape(-1).view(torch.uint8) for tensor in sent])
+group.broadcast([flat], options).wait()
 group.barrier(dist.BarrierOptions()).wait() if len(sys.argv) > 2 else None
 """
+
+
+def test_another_load_format_is_refused() -> None:
+    with pytest.raises(EngineProtocolError, match="load_format 'strange'"):
+        update(load_format="strange")
 
 
 def free_port() -> int:
@@ -68,6 +75,9 @@ def test_tensors_arrive_in_order_and_shape(tmp_path: Path) -> None:
         assert torch.equal(tensors[0], torch.arange(12.0).view(3, 4))
         assert torch.equal(tensors[1], torch.arange(5).to(torch.bfloat16))
         assert tensors[2].shape == ()
+        # The same tensors plus one, as the bytes of one tensor: 48, 10 and 4 of them.
+        flat = [tensor for _, tensor in groups.receive(update(load_format="flattened_bucket"))]
+        assert all(torch.equal(new, old + 1) for new, old in zip(flat, tensors, strict=True))
         assert groups.leave("g")
         assert not groups.leave("g")
         assert trainer.wait(60) == 0
