@@ -21,7 +21,13 @@ from slime.observability.ledger_audit import Audit, audit
 
 TIMEOUT_S = 240.0
 # Times and what depends on them; everything else is a function of seeds and weights.
-_TIMED = ("perf/", "time")
+# Nor do counts of what the engines found in their caches stay, which is up to who asked when.
+_TIMED = (
+    "perf/",
+    "time",
+    "rollout/avg_cached_tokens_per_sample",
+    "rollout/prefix_cache_hit_rate",
+)
 
 
 @dataclass

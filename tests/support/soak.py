@@ -35,11 +35,16 @@ class Kill:
 
 
 class Killer(threading.Thread):
-    """Kills servers of `process`, one at a time, until it ends or `num_kills` is reached.
+    """Kills servers of `process`, one at a time, spread over the rounds of its run.
+
+    Kill i falls at a random moment after `i * rounds_per_kill` rounds are done, so that there is
+    always something to recover to; a killer who is faster than any server starts proves nothing.
 
     Args:
+        metrics: the run's metrics.jsonl, which tells how many rounds are done.
         router_port: tells the router from the engines.
-        pause_s: bounds of the random time between two kills, seconds.
+        rounds_per_kill: rounds of the run divided by the number of kills.
+        delay_s: bounds of the random time after that round's end, seconds.
         seed: of times and targets.
     """
 
@@ -47,32 +52,49 @@ class Killer(threading.Thread):
         self,
         process: subprocess.Popen[bytes],
         *,
+        metrics: Path,
         router_port: int,
         num_kills: int,
-        pause_s: tuple[float, float],
+        rounds_per_kill: float,
+        delay_s: tuple[float, float],
         seed: int,
     ) -> None:
         super().__init__(name="killer", daemon=True)
         self._process = process
+        self._metrics = metrics
         self._router_port = router_port
         self._num_kills = num_kills
-        self._pause_s = pause_s
+        self._rounds_per_kill = rounds_per_kill
+        self._delay_s = delay_s
         self._chance = random.Random(seed)
         self.kills: list[Kill] = []
 
     def run(self) -> None:
-        """Until all kills are done."""
-        while len(self.kills) < self._num_kills:
-            time.sleep(self._chance.uniform(*self._pause_s))
-            if self._process.poll() is not None:
-                return
-            servers = servers_of(self._process.pid, self._router_port)
-            if servers:
-                port = self._chance.choice(sorted(servers))
-                target = "router" if port == self._router_port else "engine"
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    servers[port].kill()
-                    self.kills.append(Kill(time.time(), target, port))
+        """Until all kills are done, or the run has ended."""
+        while len(self.kills) < self._num_kills and self._process.poll() is None:
+            if rounds_done(self._metrics) < len(self.kills) * self._rounds_per_kill:
+                time.sleep(0.02)
+                continue
+            time.sleep(self._chance.uniform(*self._delay_s))
+            self._kill(self._chance.choice(("engine", "router")))
+
+    def _kill(self, target: str) -> None:
+        """Kill the router or one of the engines; nothing when none of them listens now."""
+        servers = servers_of(self._process.pid, self._router_port)
+        ports = [
+            port for port in sorted(servers) if (port == self._router_port) == (target == "router")
+        ]
+        if not ports:
+            return
+        port = self._chance.choice(ports)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            servers[port].kill()
+            self.kills.append(Kill(time.time(), target, port))
+
+
+def rounds_done(metrics: Path) -> int:
+    """Rounds with a row in the file."""
+    return metrics.read_text().count('"rollout/step"') if metrics.is_file() else 0
 
 
 def servers_of(pid: int, router_port: int) -> dict[int, psutil.Process]:

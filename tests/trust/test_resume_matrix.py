@@ -63,7 +63,8 @@ def test_killed_once(work: Work, undisturbed: TrainingRun, role: str, moment: in
 
 def test_over_sampling_and_partial_rollouts_take_up_the_recorded_rounds(work: Work) -> None:
     """Which groups a round accepts is up to the clock: what was recorded before the kill counts."""
-    flags = ("--over-sampling-batch-size", "7", "--partial-rollout")
+    flags = ("--over-sampling-batch-size", "14", "--partial-rollout")
+    flags += ("--sglang-server-concurrency", "24")  # so that some answers are cut in the middle
     run = make_run(work, "over-sampled", *flags)
     run.start()
     run.await_checkpoint(beyond=2)

@@ -19,13 +19,17 @@ import pytest
 from support.quickstart_argv import QUICKSTART, ROOT, Quickstart, changed, make_quickstart
 from support.soak import Kill, Killer, recovery_times
 
+from slime.observability.ledger import read_events
+from slime.observability.ledger_audit import Audit, audit
 from slime.observability.trackers import read_metrics
 
 NUM_KILLS = int(os.environ.get("SLIME_SOAK_KILLS", "30"))
 NUM_ROLLOUTS = int(os.environ.get("SLIME_SOAK_ROLLOUTS", "60"))
 SEED = int(os.environ.get("SLIME_TRUST_SEED", "0"))
-PAUSE_S = (0.5, 4.0)
+DELAY_S = (0.0, 0.8)  # about a round
 TIMEOUT_S = 900.0
+# What the engines found in their caches is up to who asked when: no result, and no bit of one.
+CACHES = ("rollout/avg_cached_tokens_per_sample", "rollout/prefix_cache_hit_rate")
 RESTARTS = ("rollout/engine_restarts", "rollout/router_restarts")
 
 pytestmark = pytest.mark.trust
@@ -58,6 +62,8 @@ def test_a_run_whose_servers_are_killed_again_and_again_learns_the_same(
         "final_reward": _rewards(stormy)[-1],
         "rewards_bit_equal": _rewards(calm) == _rewards(stormy),
         "metrics_bit_equal": _metrics(calm) == _metrics(stormy),
+        "ledger_problems": _audit(stormy).problems,
+        "ledger": _audit(stormy).counts,
         "seconds_undisturbed": round(calm_s, 1),
         "seconds": round(stormy_s, 1),
         "recovery_s": _summary(times),
@@ -66,6 +72,7 @@ def test_a_run_whose_servers_are_killed_again_and_again_learns_the_same(
     assert len(kills) == NUM_KILLS
     assert result["rewards_bit_equal"]
     assert result["metrics_bit_equal"]
+    assert result["ledger_problems"] == ()
 
 
 def _grpo(made: Quickstart, name: str, *, num_kills: int) -> tuple[Path, float, list[Kill]]:
@@ -78,9 +85,11 @@ def _grpo(made: Quickstart, name: str, *, num_kills: int) -> tuple[Path, float, 
     process = _start(argv, output)
     killer = Killer(
         process,
+        metrics=folder / "metrics.jsonl",
         router_port=_router_port(folder, process, output) if num_kills else 0,
         num_kills=num_kills,
-        pause_s=PAUSE_S,
+        rounds_per_kill=NUM_ROLLOUTS / num_kills if num_kills else 0.0,
+        delay_s=DELAY_S,
         seed=SEED,
     )
     killer.start()
@@ -119,6 +128,10 @@ def _router_port(folder: Path, process: "subprocess.Popen[bytes]", output: Path)
     raise AssertionError(output.read_text(errors="replace")[-4000:])
 
 
+def _audit(folder: Path) -> Audit:
+    return audit(read_events(folder / "ledger.jsonl"))
+
+
 def _rewards(folder: Path) -> list[float]:
     rows = read_metrics(folder / "metrics.jsonl")
     return [row["rollout/raw_reward"] for row in rows if "rollout/raw_reward" in row]
@@ -126,7 +139,11 @@ def _rewards(folder: Path) -> list[float]:
 
 def _metrics(folder: Path) -> list[dict[str, float]]:
     return [
-        {k: v for k, v in row.items() if not k.startswith(("perf/", "time")) and k not in RESTARTS}
+        {
+            k: v
+            for k, v in row.items()
+            if not k.startswith(("perf/", "time")) and k not in (*RESTARTS, *CACHES)
+        }
         for row in read_metrics(folder / "metrics.jsonl")
     ]
 
