@@ -89,6 +89,15 @@ def register_process(role: str, run_dir: Path, *, address: str = "") -> None:
     _write_note(run_dir, replace(note, main_thread=main_thread))
 
 
+def unregister_process() -> None:
+    """Answer no longer: the run this process belonged to is over."""
+    global _registered
+    if _registered is not None:
+        faulthandler.unregister(signal.SIGUSR1)
+        _registered.file.close()
+        _registered = None
+
+
 def register_child(role: str, pid: int, *, address: str = "") -> None:
     """Note a child that may not be slime's own: a router, an SGLang server.
 

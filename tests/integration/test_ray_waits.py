@@ -85,11 +85,9 @@ def test_a_deadline_names_only_who_is_late(worker, tmp_path):
     (tmp_path / "stop").touch()
 
 
-def test_a_deadline_leaves_everybodys_stacks_and_says_who_waits_for_whom(
-    worker, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(doctor, "_registered", None)
+def test_a_deadline_leaves_everybodys_stacks_and_says_who_waits_for_whom(worker, tmp_path, request):
     register_process("driver", tmp_path)
+    request.addfinalizer(doctor.unregister_process)
     wait_for({"worker": worker.register.remote(str(tmp_path))}, action="register", timeout_s=30.0)
     calls = {"train rank 1": worker.hang.remote(str(tmp_path / "stop"))}
     with pytest.raises(DeadlineExceeded) as caught:

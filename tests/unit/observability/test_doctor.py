@@ -52,12 +52,10 @@ def start(tmp_path: Path) -> Generator[Start]:
 
 
 @pytest.fixture(autouse=True)
-def _unregistered(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
-    monkeypatch.setattr(doctor, "_registered", None)
+def _unregistered() -> Generator[None]:
+    doctor.unregister_process()
     yield
-    if doctor._registered is not None:
-        doctor.faulthandler.unregister(doctor.signal.SIGUSR1)
-        doctor._registered.file.close()
+    doctor.unregister_process()
 
 
 def _note_of(tmp_path: Path, role: str) -> dict[str, Any]:
