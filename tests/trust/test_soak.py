@@ -57,7 +57,6 @@ def test_a_run_whose_servers_are_killed_again_and_again_learns_the_same(
         "kills": len(kills),
         "killed_engines": sum(kill.target == "engine" for kill in kills),
         "killed_routers": sum(kill.target == "router" for kill in kills),
-        "exit_code": 0,
         "final_reward_undisturbed": _rewards(calm)[-1],
         "final_reward": _rewards(stormy)[-1],
         "rewards_bit_equal": _rewards(calm) == _rewards(stormy),
