@@ -2,14 +2,21 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
-from typing import Any
+from functools import cached_property
+from itertools import accumulate, chain
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 # `RolloutBatch.sample_indices` of a row that evens ranks out: it trains nothing, no metric counts it.
 FILLER_INDEX = -1
+
+_NUMPY_DTYPES: dict[torch.dtype, type[np.generic]] = {
+    torch.int64: np.int64,
+    torch.float32: np.float32,
+}
 
 
 @dataclass(frozen=True)
@@ -36,11 +43,30 @@ class Ragged:
         rows = list(rows)
         if rows and all(type(row) is list for row in rows):
             # One tensor from all numbers: a small one for each row takes several times as long.
-            flat = torch.tensor(list(chain.from_iterable(rows)), dtype=dtype)  # pyright: ignore[reportUnknownArgumentType]
-            return cls(flat, tuple(map(len, rows)))
+            lengths = tuple(map(len, rows))
+            numbers = cast(Iterable[float], chain.from_iterable(rows))
+            return cls(_flat_tensor(numbers, sum(lengths), dtype), lengths)
         tensors = [torch.as_tensor(row, dtype=dtype) for row in rows]
         lengths = tuple(tensor.numel() for tensor in tensors)
         return cls(torch.cat(tensors) if tensors else torch.empty(0, dtype=dtype), lengths)
+
+    @classmethod
+    def constant_rows(
+        cls,
+        numbers: Sequence[float],
+        lengths: Sequence[int],
+        dtype: torch.dtype = torch.float32,
+    ) -> "Ragged":
+        """Rows of these lengths, each one number repeated."""
+        per_row = torch.tensor(numbers, dtype=dtype)
+        return cls(
+            per_row.repeat_interleave(torch.tensor(lengths, dtype=torch.int64)), tuple(lengths)
+        )
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """Where in `values` each row begins."""
+        return tuple(accumulate(self.lengths, initial=0))[:-1]
 
     def rows(self) -> list[Tensor]:
         """Views of the rows, no copy."""
@@ -56,6 +82,15 @@ class Ragged:
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter(self.rows())
+
+
+def _flat_tensor(numbers: Iterable[float], count: int, dtype: torch.dtype) -> Tensor:
+    """[count] numbers as a tensor; numpy reads Python numbers three times as fast as torch."""
+    kind = _NUMPY_DTYPES.get(dtype)
+    if kind is None:
+        return torch.tensor(list(numbers), dtype=dtype)
+    array = np.fromiter(numbers, dtype=kind, count=count)
+    return torch.from_numpy(array)  # pyright: ignore[reportUnknownMemberType]
 
 
 @dataclass(frozen=True, kw_only=True)

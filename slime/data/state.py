@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import NoneType
 from typing import Any, cast
 
 import numpy as np
@@ -17,6 +18,7 @@ from slime.observability.disk import write_failure
 _KIND = "__slime__"
 _MIN_INT, _MAX_INT = -(2**63), 2**63 - 1
 _HALVES = "surrogatepass"
+_AS_THEY_ARE = frozenset({NoneType, bool})
 
 
 def encode(value: Any) -> Any:
@@ -27,14 +29,22 @@ def encode(value: Any) -> Any:
     Raises:
         TypeError: something else is in it, such as an open file or a tensor.
     """
-    if value is None or isinstance(value, bool):
+    kind: type[Any] = type(value)  # pyright: ignore[reportUnknownVariableType]
+    if kind in _AS_THEY_ARE:
         return value
+    if (encoder := _ENCODERS.get(kind)) is not None:
+        return encoder(value)
+    return _encode_rarer(value)
+
+
+def _encode_rarer(value: Any) -> Any:
+    """Kinds that samples seldom hold, and classes derived from the usual ones."""
     if isinstance(value, int):
-        return value if _MIN_INT <= value <= _MAX_INT else {_KIND: "int", "value": str(value)}
+        return _encode_int(value)
     if isinstance(value, str):
         return _encode_str(value)
     if isinstance(value, float):
-        return value if math.isfinite(value) else {_KIND: "float", "value": repr(value)}
+        return _encode_float(value)
     if isinstance(value, list):
         return _encode_list(cast(list[Any], value))
     if isinstance(value, dict):
@@ -62,7 +72,17 @@ def decode(value: Any) -> Any:
     return _DECODERS[kind](items)
 
 
+def _encode_int(value: int) -> Any:
+    return value if _MIN_INT <= value <= _MAX_INT else {_KIND: "int", "value": str(value)}
+
+
+def _encode_float(value: float) -> Any:
+    return value if math.isfinite(value) else {_KIND: "float", "value": repr(value)}
+
+
 def _encode_list(items: list[Any]) -> Any:
+    if not items:
+        return []
     types = set(map(type, items))
     if types == {float}:
         return _encode_array("floats", np.asarray(items, np.float64))
@@ -72,6 +92,8 @@ def _encode_list(items: list[Any]) -> Any:
 
 
 def _encode_str(text: str) -> Any:
+    if text.isascii():
+        return str(text)
     try:
         text.encode()
     except UnicodeEncodeError:  # half a surrogate pair, which JSON escapes can smuggle in
@@ -80,8 +102,12 @@ def _encode_str(text: str) -> Any:
 
 
 def _encode_dict(items: dict[Any, Any]) -> dict[str, Any]:
-    if all(isinstance(key, str) for key in items) and _KIND not in items:
-        return {key: encode(item) for key, item in items.items()}
+    is_plain = set(map(type, items)) <= {str} or all(isinstance(key, str) for key in items)
+    if is_plain and _KIND not in items:
+        # A sample is mostly None; each call costs more than the question.
+        return {
+            key: item if type(item) in _AS_THEY_ARE else encode(item) for key, item in items.items()
+        }
     pairs = [[encode(key), encode(item)] for key, item in items.items()]
     return {_KIND: "dict", "value": pairs}
 
@@ -95,6 +121,15 @@ def _encode_array(kind: str, array: np.ndarray[Any, Any]) -> dict[str, Any]:
         "shape": list(array.shape),
         "value": base64.b64encode(array.tobytes()).decode(),
     }
+
+
+_ENCODERS: dict[type[Any], Callable[[Any], Any]] = {
+    int: _encode_int,
+    str: _encode_str,
+    float: _encode_float,
+    list: _encode_list,
+    dict: _encode_dict,
+}
 
 
 def _decode_array(items: dict[str, Any]) -> np.ndarray[Any, Any]:

@@ -1,6 +1,7 @@
 """EngineClient: asynchronous JSON over HTTP to router and engines, with retries and deadlines."""
 
 import asyncio
+import functools
 import logging
 import math
 from asyncio import AbstractEventLoop
@@ -34,6 +35,8 @@ MAX_BACKOFF_S = 2.0
 # uvicorn drops idle connections after 5 s: let go first, or a request meets a closing connection.
 KEEPALIVE_S = 3.0
 SHOWN_CHARS = 300
+# The deadline is `EngineClient._call`'s; aiohttp's own of 5 minutes would cut long answers.
+_NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,8 +225,7 @@ class EngineClient:
                 request.url,
                 data=request.body,
                 headers=_run_key_header(request.url) | dict(request.headers or {}),
-                # The deadline is `_call`'s; aiohttp's own of 5 minutes would cut long answers.
-                timeout=aiohttp.ClientTimeout(total=None),
+                timeout=_NO_TIMEOUT,
             ) as http:
                 reply = _Reply(http.status, await http.read())
         except aiohttp.InvalidURL as error:
@@ -257,6 +259,7 @@ def _run_key_header(url: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key and _origin(url) in _trusted else {}
 
 
+@functools.lru_cache(maxsize=1024)
 def _origin(url: str) -> str:
     """`http://host:port` of an address."""
     scheme, _, rest = url.partition("://")

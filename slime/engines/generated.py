@@ -60,7 +60,9 @@ def _ids(entries: Any, limits: Limits) -> list[int]:
         raise _Wrong(
             f"output_token_logprobs must be a list of [log_prob, id, text], found {entries!r:.120}"
         )
-    ids: list[int] = []
+    if (ids := _plain_ids(cast(list[Any], entries), limits)) is not None:
+        return ids
+    ids = list[int]()
     for entry in cast(list[Any], entries):
         match entry:
             case [int() | float() as log_prob, int() as token, *_] if type(token) is int:
@@ -73,6 +75,21 @@ def _ids(entries: Any, limits: Limits) -> list[int]:
                     f"{entry!r:.120} at position {len(ids)}"
                 )
     return ids
+
+
+def _plain_ids(entries: list[Any], limits: Limits) -> list[int] | None:
+    """The ids, when every entry is as it should be; None when one needs a closer look."""
+    if not entries or set(map(type, entries)) != {list} or min(map(len, entries)) < 2:
+        return None
+    log_probs = [entry[0] for entry in entries]
+    ids = [entry[1] for entry in entries]
+    if set(map(type, log_probs)) != {float} or set(map(type, ids)) != {int}:
+        return None
+    # One that is no number, or infinite, makes the sum so too.
+    if not math.isfinite(sum(log_probs)) or max(log_probs) > MOST_LOG_PROB:
+        return None
+    size = limits.vocab_size
+    return ids if min(ids) >= 0 and (size is None or max(ids) < size) else None
 
 
 def _check_log_prob(value: float, *, position: int) -> None:

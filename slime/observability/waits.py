@@ -14,8 +14,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -82,14 +81,24 @@ class waiting:
         _table.pop(id(self), None)
 
 
-@contextmanager
-def subject(name: str) -> Generator[None]:
+class subject:
     """Waits inside the block, those of tasks started there included, are about `name`: `sample 17`."""
-    token = _subject.set(name)
-    try:
-        yield
-    finally:
-        _subject.reset(token)
+
+    __slots__ = ("name", "token")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        self.token = _subject.set(self.name)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        _subject.reset(self.token)
 
 
 @dataclass(frozen=True, kw_only=True)

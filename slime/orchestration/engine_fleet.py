@@ -25,7 +25,8 @@ from slime.orchestration.waiting import wait_for
 logger = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 20.0
-POLL_S = 0.5
+# Each look costs a call of every engine's actor, which may share its cores with the engines.
+POLL_S = 1.0
 
 
 class EngineFleet:

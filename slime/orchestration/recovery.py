@@ -26,6 +26,10 @@ FAILURES = (WeightSyncError, EngineUnavailable)
 class Engines(Protocol):
     """What recovery asks of the rollout side."""
 
+    def look(self) -> None:
+        """Begin a look at each engine; the next `bring_up` says what it found."""
+        ...
+
     def bring_up(self) -> tuple[str, ...]:
         """Addresses of the engines that are up, after a look at each; waits while none is."""
         ...
@@ -54,10 +58,18 @@ class RayEngines:
     def __init__(self, manager: Any, timeout_s: float) -> None:
         self._manager = manager
         self._timeout_s = timeout_s
+        self._look: Any = None
+
+    def look(self) -> None:
+        """As `Engines`."""
+        self._look = self._manager.bring_up_engines.remote()
 
     def bring_up(self) -> tuple[str, ...]:
         """As `Engines`."""
-        return self._call(self._manager.bring_up_engines.remote(), "bring up engines")
+        if self._look is None:
+            self.look()
+        look, self._look = self._look, None
+        return self._call(look, "bring up engines")
 
     def admit(self, urls: Sequence[str]) -> None:
         """As `Engines`."""
@@ -83,6 +95,13 @@ class Recovery:
         self._current: set[str] = set()
         self._is_ahead = False
         self._num_failed = 0
+
+    def train_begins(self) -> None:
+        """Look at the engines while the trainer works.
+
+        One that dies later fails the sync, which then looks again.
+        """
+        self._engines.look()
 
     def trained(self) -> None:
         """The trainer has weights now that no engine has."""

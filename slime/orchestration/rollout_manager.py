@@ -17,6 +17,7 @@ from slime.data.sample import Sample
 from slime.errors import DataError
 from slime.observability.doctor import register_process
 from slime.observability.dumps import load_rollout, save_readable_samples, save_rollout
+from slime.observability.garbage import settle_memory
 from slime.observability.logging import setup_logging
 from slime.observability.profile import take_timers, time_metrics, timer
 from slime.observability.timeline import close_timeline, open_timeline, span
@@ -138,6 +139,7 @@ class RolloutManager:
         import slime.orchestration.training_data  # noqa: F401
 
         self._data_source = load_function(self._config.data_source_path)(self._args)
+        settle_memory()
         if self._fleet is not None:
             self._fleet.start()
             vars(self._args).update(self._engine_facts(self._fleet))

@@ -128,6 +128,8 @@ class Session:
         """Update the model on a round; logs its metrics."""
         if self._group is not None:
             self._records.train_begins()
+            if self._recovery is not None:
+                self._recovery.train_begins()
             with span("wait_train", rollout_id):
                 report = self._group.train(rollout_id, rollout.batches)
             self._records.train(rollout_id, report.steps, report.means)

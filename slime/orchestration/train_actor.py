@@ -11,6 +11,7 @@ from slime.config.config import Config
 from slime.engines.control import EngineControl
 from slime.engines.servers import free_port
 from slime.observability.doctor import register_process
+from slime.observability.garbage import settle_memory
 from slime.observability.logging import setup_logging
 from slime.observability.profile import take_timers, time_metrics, timer
 from slime.observability.timeline import close_timeline, open_timeline, span
@@ -90,6 +91,7 @@ class TrainActor:
         timeout_s = config.startup_timeout_s
         with span("load_model"), _together("load the model", timeout_s):
             self._trained_rounds = self._trainer.load()
+        settle_memory()
         return self._trained_rounds
 
     def connect_engines(self, urls: tuple[str, ...]) -> None:

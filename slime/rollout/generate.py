@@ -33,8 +33,16 @@ async def generate(args: Any, sample: Sample, sampling_params: Mapping[str, Any]
             sample.status = Status.TRUNCATED
             return sample
     payload = _payload(args, sample.tokens, params)
+    limits = _limits(state, params)
     answer = await state.client.generate(payload, headers=routing_headers(args, sample))
-    _append_answer(args, state, sample, _answers(state, answer, expected=1)[0], params)
+    resumed = sample.status is Status.ABORTED and sample.response_length > 0
+    _append_answer(args, state, sample, _answers(state, answer, expected=1)[0], limits)
+    if resumed:
+        # A character may have been cut in two by the abort: decode the response as one piece.
+        sample.response = state.tokenizer.decode(
+            sample.tokens[-sample.response_length :],
+            skip_special_tokens=bool(params.get("skip_special_tokens")),
+        )
     return sample
 
 
@@ -81,8 +89,9 @@ async def generate_group(
     payload = _payload(args, group[0].tokens, params) | {"sampling_seeds": list(seeds)}
     reply = await state.client.generate(payload, headers=routing_headers(args, group[0]))
     answers = _answers(state, reply, expected=len(group))
+    limits = _limits(state, params)
     for sample, answer in zip(group, answers, strict=True):
-        _append_answer(args, state, sample, answer, params)
+        _append_answer(args, state, sample, answer, limits)
 
 
 def set_prompt_ids(state: GenerateState, sample: Sample) -> None:
@@ -133,16 +142,14 @@ def _answers(state: GenerateState, reply: Any, *, expected: int) -> list[dict[st
     return answers
 
 
+def _limits(state: GenerateState, params: Mapping[str, Any]) -> Limits:
+    return Limits(max_new_tokens=params.get("max_new_tokens"), vocab_size=state.vocab_size)
+
+
 def _append_answer(
-    args: Any,
-    state: GenerateState,
-    sample: Sample,
-    answer: Mapping[str, Any],
-    params: Mapping[str, Any],
+    args: Any, state: GenerateState, sample: Sample, answer: Mapping[str, Any], limits: Limits
 ) -> None:
     where = f"POST {state.router_url}/generate"
-    limits = Limits(max_new_tokens=params.get("max_new_tokens"), vocab_size=state.vocab_size)
-    resumed = sample.status is Status.ABORTED and sample.response_length > 0
     tokens = output_ids(answer, limits, where=where)
     try:
         sample.append_response_tokens(
@@ -153,9 +160,3 @@ def _append_answer(
     except (ValueError, TypeError, OverflowError) as error:  # routed experts that do not decode
         raise EngineProtocolError(f"{where}: the answer cannot be read: {error}") from error
     state.record(answer["meta_info"])
-    if resumed:
-        # A character may have been cut in two by the abort: decode the response as one piece.
-        sample.response = state.tokenizer.decode(
-            sample.tokens[-sample.response_length :],
-            skip_special_tokens=bool(params.get("skip_special_tokens")),
-        )

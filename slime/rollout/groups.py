@@ -6,11 +6,11 @@ Functions of users run inside a fence here: what they raise fails their sample, 
 import asyncio
 import inspect
 import logging
+import os
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from copy import copy
-from dataclasses import replace
+from types import NoneType
 from typing import Any, cast
-from uuid import uuid4
 
 from slime.data.sample import Sample
 from slime.errors import (
@@ -39,6 +39,9 @@ Status = Sample.Status
 
 # What would fail every sample alike passes the fence and stops the run.
 FATAL = (ConfigError, CheckpointError)
+_PLAIN = frozenset({NoneType, bool, int, float, str, Status})
+_CONTAINERS = (list, dict)
+_SESSION_BYTES = 16
 
 
 async def generate_and_rm(
@@ -85,8 +88,8 @@ async def generate_and_rm_group(
 
     Args: as `generate_and_rm`.
     """
+    _open_sessions(group)
     for sample in group:
-        sample.session_id = sample.session_id or uuid4().hex
         _mask_older_tokens(args, sample)
     if can_share_request(args, group):
         await _generate_together(args, group, sampling_params, stream)
@@ -109,11 +112,23 @@ def is_unfinished(group: Sequence[Execution]) -> bool:
 
 def snapshot(sample: Sample) -> Sample:
     """A copy to go back to: it shares nothing with `sample` that generating changes."""
-    twin = object.__new__(type(sample))  # `copy` asks how to pickle it, which takes longer
-    for name, value in vars(sample).items():
-        vars(twin)[name] = copy(cast(Any, value)) if isinstance(value, list | dict) else value
-    twin.spec_info = replace(sample.spec_info)
-    twin.prefix_cache_info = replace(sample.prefix_cache_info)
+    twin = _shallow_copy(sample)
+    own = vars(twin)
+    for name in [name for name, value in own.items() if type(value) not in _PLAIN]:
+        value = own[name]
+        if type(value) in _CONTAINERS:
+            own[name] = value.copy()
+        elif isinstance(value, _CONTAINERS):  # a class of the user's
+            own[name] = copy(cast(Any, value))
+    twin.spec_info = _shallow_copy(sample.spec_info)
+    twin.prefix_cache_info = _shallow_copy(sample.prefix_cache_info)
+    return twin
+
+
+def _shallow_copy[T](item: T) -> T:
+    """As `copy.copy`, which asks how to pickle the object and takes longer."""
+    twin = object.__new__(type(item))
+    vars(twin).update(vars(item))
     return twin
 
 
@@ -143,6 +158,14 @@ def mark_failed(args: Any, sample: Sample, category: str, error: Exception) -> N
         "error_cat": category,
         "error": f"{type(error).__name__}: {error}",
     }
+
+
+def _open_sessions(group: Sequence[Sample]) -> None:
+    """Give a random `session_id` to each sample that has none; one system call for all of them."""
+    new = [sample for sample in group if not sample.session_id]
+    digits = os.urandom(_SESSION_BYTES * len(new)).hex()
+    for i, sample in enumerate(new):
+        sample.session_id = digits[2 * _SESSION_BYTES * i : 2 * _SESSION_BYTES * (i + 1)]
 
 
 def _mask_older_tokens(args: Any, sample: Sample) -> None:
@@ -292,6 +315,8 @@ def _check_rewarded(args: Any, sample: Sample) -> None:
 
 async def _run_hooks(args: Any, sample: Sample, evaluation: bool) -> None:
     """Call each --rollout-sample-hook-path; a sample that a hook returns replaces the contents."""
+    if not args.rollout_sample_hook_path:
+        return
     rollout_id = GenerateState(args).rollout_id
     for path in args.rollout_sample_hook_path:
         result = load_function(path)(args, sample, rollout_id=rollout_id, evaluation=evaluation)

@@ -19,6 +19,8 @@ Status = Sample.Status
 # A reward of at least this counts as solved in pass@k.
 SOLVED_REWARD = 1.0
 MIN_ZERO_STD = 1e-6
+# A zlib stream of any text at all: header, one block, checksum.
+_LEAST_COMPRESSED_BYTES = 9
 # Prose shrinks to a half or a third; text that repeats one sentence to a fiftieth.
 REPETITION_RATIO = 10.0
 REPETITION_TAIL_CHARS = 10_000
@@ -147,9 +149,25 @@ def zero_std_metrics(groups: Mapping[Hashable, Sequence[float]]) -> Metrics:
     """`zero_std/count_{reward}`: groups whose members all got this reward; they teach nothing."""
     counts: Counter[float] = Counter()
     for rewards in groups.values():
-        if len(rewards) > 1 and statistics.pstdev(rewards) <= MIN_ZERO_STD:
+        if len(rewards) > 1 and _has_zero_std(rewards):
             counts[round(rewards[0], 1)] += 1
     return {f"zero_std/count_{reward}": count for reward, count in sorted(counts.items())}
+
+
+def _has_zero_std(rewards: Sequence[float]) -> bool:
+    """Whether the standard deviation is at most `MIN_ZERO_STD`; False where it does not exist.
+
+    statistics.pstdev is exact and slow; the range decides nearly always, as no deviation is below
+    range / sqrt(2 n), nor above the range.
+    """
+    if not all(map(math.isfinite, rewards)):
+        return False
+    width = max(rewards) - min(rewards)
+    if width > 1.01 * MIN_ZERO_STD * math.sqrt(2 * len(rewards)):
+        return False
+    if width < 0.99 * MIN_ZERO_STD:
+        return True
+    return statistics.pstdev(rewards) <= MIN_ZERO_STD
 
 
 def multi_turn_metrics(samples: Sequence[Sample], max_response_len: int | None) -> Metrics:
@@ -179,7 +197,9 @@ def multi_turn_metrics(samples: Sequence[Sample], max_response_len: int | None) 
 def is_repetitive(text: str) -> bool:
     """Whether the end of `text` compresses so well that it must repeat itself."""
     tail = text[-REPETITION_TAIL_CHARS:].encode(errors="replace")
-    return bool(tail) and len(tail) / len(zlib.compress(tail, 1)) > REPETITION_RATIO
+    if len(tail) <= REPETITION_RATIO * _LEAST_COMPRESSED_BYTES:
+        return False
+    return len(tail) / len(zlib.compress(tail, 1)) > REPETITION_RATIO
 
 
 def _engine_metrics(samples: Sequence[Sample]) -> Metrics:

@@ -170,6 +170,7 @@ class _Round:
         path = args.dynamic_sampling_filter_path
         self.filter = load_function(path) if path else None
         self.tasks: dict[asyncio.Task[Group], list[Sample]] = {}
+        self.is_one_done = asyncio.Event()
         self.finished: list[Group] = []
         self.accepted: list[Group] = []
         self.reserve: list[tuple[Group, str]] = []
@@ -180,9 +181,9 @@ class _Round:
         """Submit and collect until `target` groups are accepted."""
         while len(self.accepted) < self.target:
             await self._fill()
-            done, _ = await asyncio.wait(self.tasks, return_when=asyncio.FIRST_COMPLETED)
+            await self._one_is_done()
             # In the order of submission, so that the same answers give the same batch.
-            for task in [task for task in self.tasks if task in done]:
+            for task in [task for task in self.tasks if task.done()]:
                 self._collect_group(task.result(), self.tasks.pop(task))
             self._use_reserve()
             progress.accepted = len(self.accepted)
@@ -244,13 +245,23 @@ class _Round:
             for group in groups:
                 self._submit(group)
 
+    async def _one_is_done(self) -> None:
+        """Return once a task is done; `asyncio.wait` would call back each one anew each time."""
+        self.is_one_done.clear()
+        if not any(task.done() for task in self.tasks):
+            await self.is_one_done.wait()
+
+    def _note_done(self, task: asyncio.Task[Group]) -> None:
+        self.state.pending.discard(task)
+        self.is_one_done.set()
+
     def _submit(self, group: list[Sample]) -> None:
         before = [snapshot(sample) for sample in group]
         work = generate_and_rm_group(self.args, group, self.state.sampling_params)
         task = asyncio.create_task(work, name=f"rollout {self.rollout_id}")
         self.tasks[task] = before
         self.state.pending.add(task)
-        task.add_done_callback(self.state.pending.discard)
+        task.add_done_callback(self._note_done)
 
     def _collect_group(self, group: Group, before: list[Sample]) -> None:
         if is_unfinished(group):

@@ -16,6 +16,7 @@ from slime.engines.client import EngineClient, trust_with_key
 from slime.observability.metrics import spread
 
 REQUEST_TIMES = ("e2e_latency", "queue_time")
+_NUMBERS = (int, float)
 
 
 @dataclass
@@ -155,7 +156,7 @@ class GenerateState:
         """Keep the times an engine measured for one request."""
         progress.tokens += int(meta_info.get("completion_tokens") or 0)
         for name in REQUEST_TIMES:
-            if isinstance(value := meta_info.get(name), int | float):
+            if isinstance(value := meta_info.get(name), _NUMBERS):
                 self.request_times[name].append(float(value))
 
     def request_metrics(self) -> dict[str, float]:

@@ -123,7 +123,7 @@ def _add_filler(data: TrainData, lengths: Sequence[int]) -> None:
     An empty micro-batch would need a special case in every backend; two tokens cost next to
     nothing.
     """
-    shortest = min(range(len(lengths)), key=lambda i: lengths[i])
+    shortest = min(range(len(lengths)), key=lengths.__getitem__)
     for name, column in data.items():
         column.append(column[shortest] if name in KNOWN else None)
     data["tokens"][-1] = list(data["tokens"][shortest])[:2]
@@ -167,7 +167,8 @@ def _select(
     data: TrainData, order: Sequence[int], plans: tuple[StepPlan, ...], rollout_id: int
 ) -> RolloutBatch:
     def column(name: str) -> list[Any]:
-        return [data[name][i] for i in order]
+        values = data[name]
+        return [values[i] for i in order]
 
     def ragged(name: str) -> Ragged | None:
         return Ragged.from_rows(column(name), torch.float32) if name in data else None
@@ -175,14 +176,14 @@ def _select(
     return RolloutBatch(
         rollout_id=rollout_id,
         tokens=Ragged.from_rows(column("tokens"), torch.int64),
-        response_lengths=tuple(int(n) for n in column("response_lengths")),
+        response_lengths=tuple(map(int, column("response_lengths"))),
         loss_masks=Ragged.from_rows(column("loss_masks"), torch.float32),
-        rewards=tuple(float(r) for r in column("rewards")),
-        raw_rewards=tuple(float(r) for r in column("raw_reward")),
-        rollout_ids=tuple(int(i) for i in column("rollout_ids")),
-        rollout_mask_sums=tuple(float(s) for s in column("rollout_mask_sums")),
-        sample_indices=tuple(int(i) for i in column("sample_indices")),
-        truncated=tuple(bool(t) for t in column("truncated")),
+        rewards=tuple(map(float, column("rewards"))),
+        raw_rewards=tuple(map(float, column("raw_reward"))),
+        rollout_ids=tuple(map(int, column("rollout_ids"))),
+        rollout_mask_sums=tuple(map(float, column("rollout_mask_sums"))),
+        sample_indices=tuple(map(int, column("sample_indices"))),
+        truncated=tuple(map(bool, column("truncated"))),
         rollout_log_probs=ragged("rollout_log_probs"),
         teacher_log_probs=ragged("teacher_log_probs"),
         steps=plans,

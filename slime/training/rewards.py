@@ -1,6 +1,7 @@
 """Rewards centred and scaled within the group of samples that answer the same prompt."""
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -110,9 +111,7 @@ def execution_keys(samples: Sequence[Sample]) -> list[int]:
 def _normalize_group(
     values: list[float], executions: list[Hashable], how: RewardNormalization
 ) -> list[float]:
-    sizes: dict[Hashable, int] = {}
-    for execution in executions:
-        sizes[execution] = sizes.get(execution, 0) + 1
+    sizes = Counter(executions)
     # Deviations from the first value, not from a rounded mean: n x 0.9 / n is not always 0.9, and
     # a residue of 1e-8 divided by (0 + 1e-6) would become an advantage of 0.01.
     shifted = [value - values[0] for value in values]
@@ -128,6 +127,8 @@ def _normalize_group(
 def _weighted_sum(
     values: list[float], executions: list[Hashable], sizes: Mapping[Hashable, int]
 ) -> float:
+    if len(sizes) == len(values):  # nobody fanned out
+        return math.fsum(values)
     return math.fsum(v / sizes[e] for v, e in zip(values, executions, strict=True))
 
 

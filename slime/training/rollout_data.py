@@ -1,12 +1,14 @@
 """The round's data of one rank as plugins know it; loss columns and means made of it."""
 
+import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from slime.data.batch import FILLER_INDEX, RolloutBatch
+from slime.data.batch import FILLER_INDEX, Ragged, RolloutBatch
 from slime.errors import DataError
 from slime.training.interface import Metrics
 from slime.training.masked import SumOverDp
@@ -83,7 +85,7 @@ def loss_columns(
 ) -> dict[str, list[Tensor]]:
     """The columns a loss reads, [R] fp32 per sample; `weight` follows the masks as they are now."""
     columns: dict[str, list[Tensor]] = {
-        name: [row.detach().float() for row in data[source]]
+        name: [_plain_fp32(row) for row in data[source]]
         for name, source in _LOSS_COLUMNS.items()
         if source in data
     }
@@ -100,16 +102,26 @@ def token_weights(batch: RolloutBatch, masks: Sequence[Tensor], *, per_token: bo
         per_token: mean over all trainable tokens of the step. Otherwise the mean over executions of
             the mean over their tokens; an execution without any counts, and adds 0.
     """
-    weights = [torch.zeros_like(mask) for mask in masks]
+    if not masks:
+        return []
+    denominators = [math.inf] * len(masks)  # a sample in no step weighs nothing
     for plan in batch.steps:
-        for position in (p for micro_batch in plan.micro_batches for p in micro_batch):
-            if per_token:
-                denominator = max(plan.num_tokens, 1.0)
-            else:
-                mask_sum = max(batch.rollout_mask_sums[position], 1.0)
-                denominator = mask_sum * max(plan.num_rollouts, 1)
-            weights[position] = masks[position] / denominator
-    return weights
+        num_tokens, num_rollouts = max(plan.num_tokens, 1.0), max(plan.num_rollouts, 1)
+        for position in chain.from_iterable(plan.micro_batches):
+            denominators[position] = (
+                num_tokens
+                if per_token
+                else max(batch.rollout_mask_sums[position], 1.0) * num_rollouts
+            )
+    per_row = Ragged.constant_rows(denominators, [mask.numel() for mask in masks])
+    return Ragged(torch.cat(list(masks)) / per_row.values, per_row.lengths).rows()
+
+
+def _plain_fp32(row: Tensor) -> Tensor:
+    """The row itself where it is fp32 without gradient: most are, and a new tensor costs more."""
+    if row.dtype == torch.float32 and not row.requires_grad:
+        return row
+    return row.detach().float()
 
 
 def mean_metrics(batch: RolloutBatch, data: RolloutData, sum_over_dp: SumOverDp) -> Metrics:
@@ -118,14 +130,11 @@ def mean_metrics(batch: RolloutBatch, data: RolloutData, sum_over_dp: SumOverDp)
     One collective. Its shape depends only on which columns exist, so all ranks agree on it, also
     one whose samples lack an optional number.
     """
-    names: list[str] = []
-    pairs: list[tuple[float, float]] = []
     executions = float(sum(plan.num_rollouts for plan in batch.steps))
-    for name in _TOKEN_METRICS:
-        if name in data:
-            names.append(name)
-            # Every rank knows the number of executions: it must not be added up.
-            pairs.append((_per_execution_sum(data[name], data["loss_masks"], batch), 0.0))
+    names = [name for name in _TOKEN_METRICS if name in data]
+    # Every rank knows the number of executions: it must not be added up.
+    sums = _per_execution_sums([data[name] for name in names], data["loss_masks"], batch)
+    pairs = [(value, 0.0) for value in sums]
     num_token_metrics = len(names)
     is_real = [index != FILLER_INDEX for index in batch.sample_indices]
     for name in (*_SAMPLE_METRICS, *batch.extras):
@@ -142,15 +151,23 @@ def mean_metrics(batch: RolloutBatch, data: RolloutData, sum_over_dp: SumOverDp)
     return metrics
 
 
-def _per_execution_sum(
-    rows: Sequence[Tensor], masks: Sequence[Tensor], batch: RolloutBatch
-) -> float:
-    """Sum over samples of (sum of unmasked values / trainable tokens of its execution), float64."""
-    if not rows:
-        return 0.0
-    totals = torch.tensor(batch.rollout_mask_sums, dtype=torch.float64).clamp(min=1.0)
-    lengths = torch.tensor([row.numel() for row in rows])
-    values, mask = torch.cat(list(rows)).double(), torch.cat(list(masks)).double()
-    # A masked token may hold anything, NaN too.
-    kept = torch.where(mask != 0, values * mask, 0.0)
-    return float((kept / totals.repeat_interleave(lengths)).sum())
+def _per_execution_sums(
+    columns: Sequence[Sequence[Tensor]], masks: Sequence[Tensor], batch: RolloutBatch
+) -> list[float]:
+    """Of each column: the sum over samples of (sum of unmasked values / trainable tokens of its
+    execution), float64."""
+    if not masks:
+        return [0.0] * len(columns)
+    totals = [max(mask_sum, 1.0) for mask_sum in batch.rollout_mask_sums]
+    lengths = [mask.numel() for mask in masks]
+    per_row = Ragged.constant_rows(totals, lengths, torch.float64).values
+    mask = torch.cat(list(masks)).double()
+    trains = mask != 0
+    sums: dict[int, float] = {}
+    for rows in columns:
+        if id(rows) not in sums:  # returns may be the very list of the advantages
+            values = torch.cat(list(rows)).double()
+            # A masked token may hold anything, NaN too.
+            kept = torch.where(trains, values * mask, 0.0)
+            sums[id(rows)] = float((kept / per_row).sum())
+    return [sums[id(rows)] for rows in columns]

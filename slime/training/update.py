@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from slime.config.config import Config
-from slime.data.batch import RolloutBatch
+from slime.data.batch import Ragged, RolloutBatch
 from slime.errors import ConfigError, DataError
 from slime.observability.profile import timer
 from slime.observability.timeline import span
@@ -216,7 +216,7 @@ def _add_advantages(
         inputs = AdvantageInputs(
             rewards=data["rewards"],
             loss_masks=data["loss_masks"],
-            kl=data.get("kl") or [torch.zeros_like(mask) for mask in data["loss_masks"]],
+            kl=data.get("kl") or _zero_rows(data["response_lengths"]),
             kl_coef=config.kl_coef,
             gamma=config.gamma,
         )
@@ -224,6 +224,10 @@ def _add_advantages(
         data["advantages"], data["returns"] = result.advantages, result.returns
     if config.normalize_advantages or algorithm.whitens_advantages:
         data["advantages"] = whiten(data["advantages"], data["loss_masks"], trainer.sum_over_dp)
+
+
+def _zero_rows(lengths: Sequence[int]) -> list[Tensor]:
+    return Ragged(torch.zeros(sum(lengths)), tuple(lengths)).rows()
 
 
 def _checked_columns(

@@ -27,3 +27,13 @@ def make_buckets(named: Iterable[tuple[str, Tensor]], bucket_bytes: int) -> Iter
         size += num_bytes
     if names:
         yield Bucket(tuple(names), tuple(tensors), size)
+
+
+def mark_last[T](items: Iterable[T]) -> Iterator[tuple[T, bool]]:
+    """Each item, and whether it is the last; an item is held until the next one is made."""
+    iterator = iter(items)
+    for item in iterator:
+        for following in iterator:
+            yield item, False
+            item = following
+        yield item, True

@@ -1,4 +1,4 @@
-"""One weight sync: pause, send in buckets, verify, stamp the version, resume."""
+"""One weight sync: pause, send in buckets (the last one with the version), verify, resume."""
 
 import hashlib
 import time
@@ -12,7 +12,7 @@ from slime.engines.control import EngineControl
 from slime.errors import WeightSyncError
 from slime.observability.timeline import add_span
 from slime.observability.waits import waiting
-from slime.weights.buckets import make_buckets
+from slime.weights.buckets import make_buckets, mark_last
 from slime.weights.transport import Bucket, WeightTransport
 
 
@@ -75,9 +75,9 @@ def sync_weights(
     sums: dict[str, int] = {}
     control.pause("retract")
     report.pause_s = clock.lap("pause")
-    for bucket in make_buckets(named, bucket_bytes):
+    for bucket, is_last in mark_last(make_buckets(named, bucket_bytes)):
         with waiting(", ".join(control.urls), "take weights", deadline_s=control.timeout_s):
-            engine_sums = transport.send(bucket)
+            engine_sums = transport.send(bucket, version if is_last else None)
         report.send_s += clock.lap("send")
         if verify:
             sums |= verify_bucket(bucket, engine_sums, control.urls)
@@ -85,7 +85,6 @@ def sync_weights(
         report.num_buckets += 1
         report.num_tensors += len(bucket.names)
         report.num_bytes += bucket.num_bytes
-    transport.commit(version)
     control.resume()
     report.resume_s = clock.lap("resume")
     if verify:

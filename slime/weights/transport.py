@@ -29,12 +29,12 @@ class WeightTransport(Protocol):
         """Connect to the engines; raises WeightSyncError when one does not join in time."""
         ...
 
-    def send(self, bucket: Bucket) -> Sequence[dict[str, int]]:
-        """Load the bucket into every engine; per engine the checksum of each loaded parameter by name."""
-        ...
+    def send(self, bucket: Bucket, version: str | None = None) -> Sequence[dict[str, int]]:
+        """Load the bucket into every engine; per engine the checksum of each loaded parameter by name.
 
-    def commit(self, version: str) -> None:
-        """Tell every engine that all buckets of this weight version have arrived."""
+        Args:
+            version: given with the last bucket: from now on the engines have these weights whole.
+        """
         ...
 
     def close(self) -> None:

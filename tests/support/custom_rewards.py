@@ -51,3 +51,10 @@ async def too_few(args: Any, samples: list[Sample]) -> list[float]:
 
 async def with_keywords(args: Any, sample: Sample, *, bonus: float = 0.0) -> float:
     return 1.0 + bonus
+
+
+async def busy_then_waits(args: Any, sample: Sample) -> float:
+    """Does not wait for the first 0.1 s, then for 0.02 s, which would be in time alone."""
+    time.sleep(0.1)  # noqa: ASYNC251 - that is the point
+    await asyncio.sleep(0.02)
+    return 1.0

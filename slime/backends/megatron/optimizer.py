@@ -111,7 +111,9 @@ def guarded_step(optimizer: MegatronOptimizer, clip_grad: float) -> tuple[bool, 
     norm = float(optimizer.get_grad_norm())
     if overflow or not math.isfinite(norm):
         return False, norm
-    if clip_grad > 0.0:
+    # Megatron lists every gradient before it finds that nothing is to be clipped; the margin is
+    # above the 1e-6 that it adds to the norm.
+    if clip_grad > 0.0 and norm + 1e-5 > clip_grad:
         for part in megatron_optimizers(optimizer):
             clip_grad_by_total_norm_fp32(part.get_parameters(), clip_grad, norm)
     return bool(optimizer.step_with_ready_grads()), norm

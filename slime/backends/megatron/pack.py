@@ -3,8 +3,9 @@ they share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
@@ -15,6 +16,9 @@ from slime.data.batch import RolloutBatch
 # costs at most a third more attention, and attention is a few percent of a short sequence's work.
 _BUCKET_RATIO = 0.75
 _PAD_TOKEN = 0
+
+# Indexes are worked out in numpy: its small operations cost a third of torch's.
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -94,49 +98,46 @@ def pack_micro_batch(
     Args:
         multiple: the pack is padded to a multiple of this many tokens.
     """
-    all_rows = batch.tokens.rows()
-    rows = [all_rows[i] for i in samples]
-    lengths = [len(row) for row in rows]
-    responses = tuple(batch.response_lengths[i] for i in samples)
+    starts, lengths = batch.tokens.starts, [batch.tokens.lengths[i] for i in samples]
+    values = batch.tokens.values.numpy()
+    rows = [values[starts[i] : starts[i] + n] for i, n in zip(samples, lengths, strict=True)]
+    responses = tuple([batch.response_lengths[i] for i in samples])
     owners = list(range(len(rows)))
     if device.type != "cuda":  # variable-length kernels want every sequence whole
         owners = _prompt_owners(rows, responses)
     padding = -sum(lengths) % multiple
-    rows.append(torch.full((padding,), _PAD_TOKEN, dtype=torch.int64))
-    prompts = [n - r for n, r in zip(lengths, responses, strict=True)]
-    skipped = [0 if o == i else prompts[i] for i, o in enumerate(owners)]
+    rows.append(np.full(padding, _PAD_TOKEN, dtype=np.int64))
+    skipped = [
+        0 if owner == i else length - response
+        for i, (owner, length, response) in enumerate(zip(owners, lengths, responses, strict=True))
+    ]
     places = _place_tokens([*lengths, padding], [*owners, len(owners)], [*skipped, 0])
-    stream = torch.cat([row[n:] for row, n in zip(rows, [*skipped, 0], strict=True)])
-    ends = torch.tensor(list(accumulate(lengths)))
-    counts = torch.tensor(responses)
-    segments = torch.repeat_interleave(torch.arange(len(samples)), counts)
+    stream = np.concatenate([row[n:] for row, n in zip(rows, [*skipped, 0], strict=True)])
+    ends, counts = np.cumsum(lengths), np.array(responses)
+    segments = np.repeat(np.arange(len(rows) - 1), counts)
     # The k-th response token of a sample stands `response - k` before its end; one earlier predicts
     # it.
-    targets_at = torch.arange(len(segments)) + (ends - counts.cumsum(0))[segments]
+    targets_at = np.arange(len(segments)) + (ends - counts.cumsum())[segments]
     packed = _packed([*lengths, padding] if padding else lengths, places, device)
-    packed.outputs = places.in_pack[targets_at - 1].to(device)
+    packed.outputs = torch.from_numpy(places.in_pack[targets_at - 1]).to(device)
     return MicroBatch(
-        tokens=stream[None].to(device),
+        tokens=torch.from_numpy(stream)[None].to(device),
         packed=packed,
         predict=packed.outputs,
-        targets=stream[places.in_pack[targets_at]].to(device),
-        segments=segments.to(device),
+        targets=torch.from_numpy(stream[places.in_pack[targets_at]]).to(device),
+        segments=torch.from_numpy(segments).to(device),
         samples=tuple(samples),
         response_lengths=responses,
     )
 
 
-def _prompt_owners(rows: Sequence[Tensor], responses: Sequence[int]) -> list[int]:
+def _prompt_owners(rows: Sequence[Ints], responses: Sequence[int]) -> list[int]:
     """For each row the first one with the same prompt."""
-    data, width = torch.cat(list(rows)).numpy().tobytes(), 8  # one copy, then slices of it
     first: dict[bytes, int] = {}
-    owners: list[int] = []
-    start = 0
-    for i, (row, response) in enumerate(zip(rows, responses, strict=True)):
-        length = len(row)
-        owners.append(first.setdefault(data[start : start + width * (length - response)], i))
-        start += width * length
-    return owners
+    return [
+        first.setdefault(row[: len(row) - response].tobytes(), i)
+        for i, (row, response) in enumerate(zip(rows, responses, strict=True))
+    ]
 
 
 @dataclass(frozen=True)
@@ -150,72 +151,78 @@ class _Places:
         piece_lengths: [sequences] tokens that each adds to the pack.
     """
 
-    in_pack: Tensor
-    is_copy: Tensor
-    positions: Tensor
-    piece_lengths: Tensor
+    in_pack: Ints
+    is_copy: npt.NDArray[np.bool_]
+    positions: Ints
+    piece_lengths: Ints
 
 
 def _place_tokens(lengths: list[int], owners: list[int], skipped: list[int]) -> _Places:
     """Places of sequences that leave out their first `skipped` tokens, which `owners` hold."""
-    sizes, gaps = torch.tensor(lengths), torch.tensor(skipped)
-    sequence = torch.repeat_interleave(torch.arange(len(lengths)), sizes)
-    positions = torch.arange(len(sequence)) - (sizes.cumsum(0) - sizes)[sequence]
+    sizes, gaps = np.array(lengths), np.array(skipped)
+    sequence = np.repeat(np.arange(len(lengths)), sizes)
+    positions = np.arange(len(sequence)) - (sizes.cumsum() - sizes)[sequence]
     pieces = sizes - gaps
-    starts = pieces.cumsum(0) - pieces
+    starts = pieces.cumsum() - pieces
     is_copy = positions < gaps[sequence]
-    own = (starts - gaps)[sequence] + positions
-    shared = starts[torch.tensor(owners)][sequence] + positions
-    return _Places(torch.where(is_copy, shared, own), is_copy, positions, pieces)
+    own, shared = starts - gaps, starts[owners]
+    in_pack = np.where(is_copy, shared[sequence], own[sequence]) + positions
+    return _Places(in_pack, is_copy, positions, pieces)
 
 
 def _packed(lengths: list[int], places: _Places, device: torch.device) -> Packed:
-    ends = places.piece_lengths.cumsum(0)[: len(lengths)]
-    boundaries = torch.cat([torch.zeros(1, dtype=ends.dtype), ends]).to(torch.int32).to(device)
+    ends = places.piece_lengths.cumsum()[: len(lengths)]
+    boundaries = torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32)).to(device)
+    longest = max(lengths)
     return Packed(
         qkv_format="packed",
         cu_seqlens_q=boundaries,
         cu_seqlens_kv=boundaries,
-        max_seqlen_q=max(lengths),
-        max_seqlen_kv=max(lengths),
-        position_ids=places.positions[~places.is_copy].to(device),
-        padded=None if device.type == "cuda" else _shared_layout(padded_layout(lengths), places),
+        max_seqlen_q=longest,
+        max_seqlen_kv=longest,
+        position_ids=torch.from_numpy(places.positions[~places.is_copy]).to(device),
+        padded=None if device.type == "cuda" else _shared_layout(lengths, places),
     )
 
 
-def _shared_layout(whole: PaddedLayout, places: _Places) -> PaddedLayout:
+def _shared_layout(lengths: list[int], places: _Places) -> PaddedLayout:
     """The layout of whole sequences, made to read shared prompts where they are."""
+    buckets, gather, scatter = _buckets_of_slots(lengths)
     if not places.is_copy.any():
-        return whole
-    copies = places.is_copy.nonzero()[:, 0]
+        return PaddedLayout(buckets, torch.from_numpy(gather), torch.from_numpy(scatter))
+    copies = places.is_copy.nonzero()[0]
     return PaddedLayout(
-        buckets=whole.buckets,
-        gather=places.in_pack[whole.gather],
-        scatter=whole.scatter[~places.is_copy],
-        copies=(whole.scatter[copies], places.in_pack[copies]),
+        buckets=buckets,
+        gather=torch.from_numpy(places.in_pack[gather]),
+        scatter=torch.from_numpy(scatter[~places.is_copy]),
+        copies=(torch.from_numpy(scatter[copies]), torch.from_numpy(places.in_pack[copies])),
     )
 
 
 def padded_layout(lengths: Sequence[int]) -> PaddedLayout:
     """Buckets of similar length for these sequences, which stand in the pack in this order."""
-    sizes = torch.tensor(lengths)
-    starts = sizes.cumsum(0) - sizes
-    scatter = torch.empty(int(sizes.sum()), dtype=torch.int64)
+    buckets, gather, scatter = _buckets_of_slots(lengths)
+    return PaddedLayout(buckets, torch.from_numpy(gather), torch.from_numpy(scatter))
+
+
+def _buckets_of_slots(lengths: Sequence[int]) -> tuple[tuple[tuple[int, int], ...], Ints, Ints]:
+    """(buckets, gather, scatter) of a `PaddedLayout` that shares nothing."""
+    sizes = np.array(lengths)
+    starts = sizes.cumsum() - sizes
+    scatter = np.empty(int(sizes.sum()), dtype=np.int64)
     buckets: list[tuple[int, int]] = []
-    gathers: list[Tensor] = []
+    gathers: list[Ints] = []
     num_slots = 0
     for members in _group_by_length(lengths):
         length = lengths[members[0]]
         own, first = sizes[members][:, None], starts[members][:, None]
-        offsets = torch.arange(length)[None]
-        gather = first + torch.minimum(offsets, own - 1)
-        slots = num_slots + torch.arange(gather.numel()).view_as(gather)
-        is_real = offsets < own
-        scatter[gather[is_real]] = slots[is_real]
+        gather = (first + np.minimum(np.arange(length), own - 1)).reshape(-1)
+        # Padding repeats the last token: written backwards, its true slot is what stays.
+        scatter[gather[::-1]] = np.arange(num_slots + gather.size - 1, num_slots - 1, -1)
         buckets.append((len(members), length))
-        gathers.append(gather.reshape(-1))
-        num_slots += gather.numel()
-    return PaddedLayout(tuple(buckets), torch.cat(gathers), scatter)
+        gathers.append(gather)
+        num_slots += gather.size
+    return tuple(buckets), np.concatenate(gathers), scatter
 
 
 def _group_by_length(lengths: Sequence[int]) -> list[list[int]]:

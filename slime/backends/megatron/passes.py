@@ -73,7 +73,7 @@ class Passes:
         names = sorted(terms[0])
         sums = torch.stack([torch.stack([term[name].float() for name in names]) for term in terms])
         total = sums.sum(0)
-        dist.all_reduce(total, group=dp_cp_group())
+        add_up(total, dp_cp_group())
         return dict(zip(names, total.tolist(), strict=True))
 
     @without_warnings()
@@ -123,6 +123,12 @@ def _loss(
     metrics = {name: value.detach() for name, value in terms.metrics.items()}
     no_tokens = torch.zeros((), dtype=torch.int, device=terms.loss.device)
     return terms.loss, no_tokens, metrics | {"loss": terms.loss.detach()}
+
+
+def add_up(tensor: Tensor, group: dist.ProcessGroup) -> None:
+    """Make `tensor` the sum over the ranks of `group`; alone, a rank waits for no other thread."""
+    if group.size() > 1:
+        dist.all_reduce(tensor, group=group)
 
 
 def sum_gradients(model: list[Any], num_tokens: Tensor | None = None, **kwargs: Any) -> None:

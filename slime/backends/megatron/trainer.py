@@ -5,7 +5,6 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-import torch.distributed as dist
 from torch import Tensor
 
 from slime.backends.megatron.arguments import parse_megatron_args, refuse_unbuilt
@@ -32,7 +31,7 @@ from slime.backends.megatron.optimizer import (
     zero_gradients,
 )
 from slime.backends.megatron.parallel import build_groups, dp_group
-from slime.backends.megatron.passes import Passes, sum_gradients
+from slime.backends.megatron.passes import Passes, add_up, sum_gradients
 from slime.backends.megatron.sources import (
     Source,
     find_source,
@@ -267,7 +266,7 @@ class MegatronTrainer:
     def sum_over_dp(self, tensor: Tensor) -> Tensor:
         """Sum of `tensor` over the data-parallel ranks, on its device; it stays as it is."""
         total = tensor.to(self._device, copy=True)
-        dist.all_reduce(total, group=dp_group())
+        add_up(total, dp_group())
         return total.to(tensor.device)
 
     def sleep(self) -> None:

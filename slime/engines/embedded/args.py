@@ -77,7 +77,7 @@ def parse_args(argv: Sequence[str] | None = None) -> ServerArgs:
     add(
         "--attention-backend",
         default=ServerArgs.attention_backend,
-        choices=("auto", "slots", "sdpa", "eager"),
+        choices=("auto", "fused", "slots", "sdpa", "eager"),
         help="auto: the fastest that passes the check.",
     )
     add("--context-length", type=int, help="Most tokens of prompt and answer together.")

@@ -13,6 +13,7 @@ from torch import Tensor
 from slime.engines.embedded.arrays import as_tensor
 from slime.engines.embedded.attention import SLOTS, register_slots_attention
 from slime.engines.embedded.cache import SlotCache
+from slime.engines.embedded.fused import FUSED, FusedDecoder
 from slime.engines.embedded.masks import CausalMasks
 from slime.engines.embedded.norms import speed_up_norms
 from slime.engines.embedded.shapes import padded_length
@@ -21,7 +22,7 @@ from slime.errors import EngineError
 logger = logging.getLogger(__name__)
 
 # In order of preference; the start-up self-check decides which one a model computes correctly with.
-ATTENTION_CHOICES = (SLOTS, "sdpa", "eager")
+ATTENTION_CHOICES = (FUSED, SLOTS, "sdpa", "eager")
 # Rows of [V] logits held at once when every position's log-prob is asked for.
 _LOGIT_ROWS = 256
 
@@ -73,9 +74,15 @@ class ModelRunner:
         self.set_attention(attention)
 
     def set_attention(self, attention: str) -> None:
-        """Switch the attention implementation; for the loader and the self-check."""
+        """Switch the implementation of attention, or with `fused` that of the whole decoder.
+
+        Raises:
+            NotImplementedError: the model is none that the fused decoder knows.
+        """
         register_slots_attention()
-        self.model.set_attn_implementation(attention)
+        self._fused = FusedDecoder(self.model) if attention == FUSED else None
+        if self._fused is None:
+            self.model.set_attn_implementation(attention)
         self.attention = attention
         self.masks = CausalMasks(self.config, additive=attention == "eager", dtype=self.dtype)
 
@@ -94,6 +101,8 @@ class ModelRunner:
         num_rows, num_tokens = ids.shape
         positions = torch.arange(num_tokens)[None]
         cache.plan_prefill(first_slot, num_rows)
+        if self._fused is not None:
+            return self._fused.prefill(as_tensor(ids), cache)
         return self._run(ids, positions.expand(num_rows, -1), positions, num_tokens, cache)
 
     @torch.inference_mode()
@@ -109,6 +118,10 @@ class ModelRunner:
         """
         positions = as_tensor(lengths)[:, None]
         cache.plan_decode(positions[:, 0], kv_length)
+        if self._fused is not None:
+            return self.logits(
+                self._fused.decode(as_tensor(ids), positions[:, 0], kv_length, cache)
+            )
         hidden = self._run(ids[:, None], positions, positions, kv_length, cache)
         return self.logits(hidden[:, 0])
 
@@ -161,7 +174,8 @@ class ModelRunner:
         try:
             yield
         finally:
-            self.model.set_attn_implementation(ours)
+            if ours != FUSED:
+                self.model.set_attn_implementation(ours)
 
 
 def stop_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:

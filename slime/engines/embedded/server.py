@@ -11,6 +11,7 @@ from typing import Any
 from slime.engines.embedded.args import ServerArgs, parse_args
 from slime.errors import EngineError
 from slime.observability.doctor import register_from_environment
+from slime.observability.garbage import settle_memory
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     from aiohttp import web
 
+    settle_memory()
     seconds = time.monotonic() - started
     logger.info("loaded in %.1f s; serving at http://%s:%d", seconds, args.host, args.port)
     try:

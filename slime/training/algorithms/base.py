@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-import torch
 from torch import Tensor
 
+from slime.data.batch import Ragged
 from slime.registry import ALGORITHMS, lookup
 from slime.training.policy_loss import ClipBounds, PolicyLoss
 
@@ -87,8 +87,6 @@ def reward_on_every_token(inputs: AdvantageInputs) -> Advantages:
 
     Source: GRPO with outcome rewards, Shao et al. 2024, arXiv:2402.03300, section 4.1.2.
     """
-    rows = [
-        torch.full_like(mask, reward)
-        for reward, mask in zip(inputs.rewards, inputs.loss_masks, strict=True)
-    ]
+    lengths = [mask.numel() for mask in inputs.loss_masks]
+    rows = Ragged.constant_rows(inputs.rewards, lengths).rows()
     return Advantages(rows, rows)

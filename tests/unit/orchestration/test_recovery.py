@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import pytest
 
 from slime.errors import EngineUnavailable, WeightSyncError
-from slime.orchestration.recovery import MAX_FAILED_RESTORES, Recovery, SyncResult
+from slime.orchestration import recovery as recovery_module
+from slime.orchestration.recovery import MAX_FAILED_RESTORES, RayEngines, Recovery, SyncResult
 
 
 class FakeEngines:
@@ -14,6 +15,10 @@ class FakeEngines:
     def __init__(self, *ups: tuple[str, ...]) -> None:
         self.ups = list(ups)
         self.admitted: list[tuple[str, ...]] = []
+        self.looks = 0
+
+    def look(self) -> None:
+        self.looks += 1
 
     def bring_up(self) -> tuple[str, ...]:
         return self.ups.pop(0) if len(self.ups) > 1 else self.ups[0]
@@ -44,6 +49,38 @@ class FakeWeights:
     def _fail(self) -> None:
         if self.failures:
             raise self.failures.pop(0)
+
+
+def test_engines_are_looked_at_while_the_trainer_works():
+    engines = FakeEngines(("a", "b"))
+    Recovery(engines, FakeWeights()).train_begins()
+    assert engines.looks == 1
+
+
+def test_a_look_that_was_begun_answers_the_next_bring_up_and_only_that(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    calls = iter(range(9))
+
+    class FakeMethod:
+        def remote(self) -> int:
+            return next(calls)
+
+    class FakeManager:
+        bring_up_engines = FakeMethod()
+
+    waited: list[int] = []
+
+    def fake_wait_for(refs: dict[str, int], **_: object) -> list[tuple[str, ...]]:
+        waited.extend(refs.values())
+        return [("a",)]
+
+    monkeypatch.setattr(recovery_module, "wait_for", fake_wait_for)
+    engines = RayEngines(FakeManager(), 1.0)
+    engines.look()
+    engines.bring_up()
+    engines.bring_up()
+    assert waited == [0, 1]
 
 
 def test_engines_are_connected_once_while_they_stay_the_same():

@@ -90,3 +90,52 @@ def test_gather_cancels_the_others_when_one_fails():
     with pytest.raises(ValueError, match="first"):
         loop.run(loop.gather([wait(), fail()]))
     assert ended == ["waiter"]
+
+
+def test_gather_of_coroutines_that_wait_for_nothing_takes_no_turn_of_the_loop():
+    turns: list[str] = []
+
+    async def at_once(number: int) -> int:
+        return number
+
+    async def both() -> list[int]:
+        asyncio.get_running_loop().call_soon(turns.append, "turn")
+        results = await loop.gather([at_once(1), at_once(2)])
+        assert turns == []
+        return results
+
+    assert loop.run(both()) == [1, 2]
+
+
+def test_gather_runs_what_waits_at_the_same_time_and_keeps_the_order():
+    order: list[str] = []
+
+    async def main() -> list[str]:
+        second_is_there = asyncio.Event()
+
+        async def first() -> str:
+            await asyncio.wait_for(second_is_there.wait(), 5)
+            order.append("first")
+            return "first"
+
+        async def second() -> str:
+            second_is_there.set()
+            order.append("second")
+            return "second"
+
+        return await loop.gather([first(), second()])
+
+    assert loop.run(main()) == ["first", "second"]
+    assert order == ["second", "first"]
+
+
+def test_gather_starts_all_and_raises_what_the_first_raised_at_once():
+    started: list[int] = []
+
+    async def fail(number: int) -> None:
+        started.append(number)
+        raise ValueError(str(number))
+
+    with pytest.raises(ValueError, match="1"):
+        loop.run(loop.gather([fail(1), fail(2)]))
+    assert started == [1, 2]

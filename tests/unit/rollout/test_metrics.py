@@ -1,5 +1,7 @@
 import itertools
+import math
 import statistics
+import zlib
 from typing import Any
 
 import pytest
@@ -10,11 +12,14 @@ from support.rollout_world import make_args
 from slime.data.sample import Sample
 from slime.observability.metrics import find
 from slime.rollout.metrics import (
+    MIN_ZERO_STD,
+    REPETITION_RATIO,
     eval_metrics,
     is_repetitive,
     pass_at_k,
     rollout_metrics,
     sample_metrics,
+    zero_std_metrics,
 )
 
 Status = Sample.Status
@@ -160,6 +165,25 @@ def test_fan_out_counts_once_in_its_group():
     samples = [make_sample(0, 1.0, rollout_id=0)] * 3 + [make_sample(0, 0.0, rollout_id=1)]
     metrics = rollout_metrics(samples, args(log_passrate=True), 1.0)
     assert metrics["passrate/pass@1"] == 0.5
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 1.0, 1 + 1e-7, 1 + 9e-7, 1 + 2e-6, 1 + 4e-6, 5.0]), min_size=2)
+)
+def test_groups_without_spread_are_those_of_the_exact_deviation(rewards: list[float]):
+    is_counted = bool(zero_std_metrics({0: rewards}))
+    assert is_counted == (statistics.pstdev(rewards) <= MIN_ZERO_STD)
+
+
+def test_groups_with_a_reward_that_is_no_number_are_not_counted():
+    assert zero_std_metrics({0: [math.nan, math.nan], 1: [0.0, math.nan, 0.0]}) == {}
+
+
+def test_short_text_is_judged_as_by_compressing_it():
+    for count in range(1, 200):
+        text = "a" * count
+        ratio = count / len(zlib.compress(text.encode(), 1))
+        assert is_repetitive(text) == (ratio > REPETITION_RATIO)
 
 
 def test_repetition_is_told_from_prose():

@@ -1,5 +1,7 @@
 """Denominators, loss columns and means over the round."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from support.fake_trainer import run_ranks
@@ -72,6 +74,15 @@ def test_step_without_trainable_tokens_has_zero_weights() -> None:
     for per_token in (False, True):
         weights = torch.cat(token_weights(batch, batch.loss_masks.rows(), per_token=per_token))
         assert weights.abs().sum() == 0
+
+
+def test_sample_of_no_step_weighs_nothing() -> None:
+    (batch,) = batches_of(fanned_out())
+    (plan,) = batch.steps
+    batch.steps = (replace(plan, micro_batches=((0,), (2,))),)
+    weights = token_weights(batch, batch.loss_masks.rows(), per_token=False)
+    assert [bool(row.any()) for row in weights] == [True, False, True, False]
+    assert weights[1].tolist() == [0.0, 0.0]
 
 
 def test_loss_columns_take_what_is_there() -> None:

@@ -3,6 +3,7 @@ import torch
 
 from slime.engines.checksum import checksum
 from slime.errors import WeightSyncError
+from slime.weights.buckets import mark_last
 from slime.weights.sync import verify_bucket
 from slime.weights.transport import Bucket
 
@@ -37,3 +38,9 @@ def test_a_tensor_the_engine_never_loaded_is_named():
     bucket = make_bucket()
     with pytest.raises(WeightSyncError, match=r"a\.weight is missing"):
         verify_bucket(bucket, [{}], ["http://e0"])
+
+
+def test_the_last_of_several_items_is_marked_and_a_lone_one_too():
+    assert list(mark_last("abc")) == [("a", False), ("b", False), ("c", True)]
+    assert list(mark_last("a")) == [("a", True)]
+    assert list(mark_last("")) == []

@@ -36,6 +36,17 @@ def test_log_probs_agree_with_a_teacher_forced_pass(name: str) -> None:
     assert difference(name, "slots") <= TOLERANCE
 
 
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_tied", "qwen2", "llama"])
+def test_the_fused_decoder_agrees_too(name: str) -> None:
+    assert difference(name, "fused") <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", sorted({*SUPPORTED} - {"qwen3", "qwen3_tied", "qwen2", "llama"}))
+def test_another_architecture_runs_without_the_fused_decoder(name: str) -> None:
+    with pytest.raises(NotImplementedError, match="fused decoder"):
+        ModelRunner(tiny_model(name), attention="fused")
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", ["qwen3", "gemma3"])
 def test_other_attention_functions_agree_too(name: str, attention: str) -> None:
@@ -51,7 +62,7 @@ def test_attention_sinks_make_the_self_check_choose_eager() -> None:
 
 def test_the_fastest_attention_that_passes_is_chosen() -> None:
     checked = check_model(tiny_model("qwen3"), max_running=8)
-    assert checked.runner.attention == "slots"
+    assert checked.runner.attention == "fused"
     assert checked.difference <= TOLERANCE
 
 

@@ -161,3 +161,11 @@ async def test_a_group_reward_that_fails_as_a_whole_fails_the_group(name: str) -
     group = [done(), done()]
     assert await batched_async_rm(custom(name), group) == [0.0, 0.0]
     assert all(sample.status is Status.FAILED for sample in group)
+
+
+async def test_the_deadline_counts_what_a_reward_did_before_it_first_waited() -> None:
+    sample = done()
+    started = time.monotonic()
+    await async_rm(custom("busy_then_waits", reward_timeout_s=0.05), sample)
+    assert sample.metadata[REWARD_ERROR] == "timeout"
+    assert time.monotonic() - started < 2.0
