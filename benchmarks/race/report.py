@@ -125,7 +125,7 @@ def _page(content: dict[str, Any]) -> str:
         f"{content['date']}, {machine['cpus']} cores of {machine['cpu']}, {machine['memory_gib']} GiB, no GPU; "
         + ", ".join(f"{name} {number}" for name, number in versions.items())
         + ".\n",
-        "    python benchmarks/race_trl.py --repeat 2      # makes TRL's environment, start models, races, this page\n",
+        "    python benchmarks/race_trl.py --repeat 4      # makes TRL's environment, start models, races, this page\n",
         SAME,
     ]
     for name, found in content["sizes"].items():
@@ -162,6 +162,8 @@ def _section(size: Size, found: dict[str, Any]) -> str:
         f"Settings tried, seconds a step: {tried}. Chosen: slime {_words(best['slime'])}; TRL {_words(best['trl'])}.",
         "",
     ]
+    if size.note:
+        lines += [size.note, ""]
     lines += [f"![reward]({f'race_trl_{size.name}.svg'})", "", *_curve_rows(runs), ""]
     return "\n".join(lines)
 

@@ -38,7 +38,7 @@ def settled_api_key(config: Config) -> str:
             "--sglang-api-key and --router-api-key differ, but the router hands the caller's key on "
             "to the engines; give one of them, or better neither and set SLIME_API_KEY"
         )
-    key = engines or router or run_api_key() or secrets.token_urlsafe(_KEY_BYTES)
+    key = engines or router or run_api_key() or secrets.token_hex(_KEY_BYTES)
     if not _VALID.fullmatch(key):
         raise ConfigError(
             f"the API key ({len(key)} characters) may hold visible ASCII characters only: no spaces, "

@@ -15,7 +15,8 @@ def smg_argv(words: Sequence[str]) -> list[str]:
     """The words of `smg launch`, with the run's key unless they bring one."""
     key = run_api_key()
     has_own = any(word == "--api-key" or word.startswith("--api-key=") for word in words)
-    return ["smg", "launch", *words, *(["--api-key", key] if key and not has_own else [])]
+    # One word: a key may begin with a dash.
+    return ["smg", "launch", *words, *([f"--api-key={key}"] if key and not has_own else [])]
 
 
 if __name__ == "__main__":
