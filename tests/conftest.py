@@ -1,4 +1,10 @@
-"""Which tests start first: the files that wait for processes, so that no worker ends with one."""
+"""Which tests start first: the files that wait for processes, so that no worker ends with one.
+
+And a fixture for tests that set logging up.
+"""
+
+import logging
+from collections.abc import Iterator
 
 import pytest
 
@@ -14,6 +20,18 @@ _FIRST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sort by folder, the slowest first; `make test` hands the files out in this order."""
     items.sort(key=_place)
+
+
+@pytest.fixture
+def root_logger_as_before() -> Iterator[None]:
+    """What the test adds to the root logger is gone after it, and files are closed."""
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    yield
+    for handler in [item for item in root.handlers if item not in before]:
+        root.removeHandler(handler)
+        handler.close()
+    root.setLevel(level)
 
 
 def _place(item: pytest.Item) -> int:

@@ -41,6 +41,11 @@ class Plan:
     saves: tuple[int, ...]
     evaluations: int
 
+    @property
+    def rounds_left(self) -> int | None:
+        """Rounds that this start will do; None when their number is not known."""
+        return None if self.num_rounds is None else max(self.num_rounds - self.first_round, 0)
+
 
 def slots_of(config: Config) -> Slots:
     """The slots a run with this configuration reserves."""

@@ -84,9 +84,9 @@ def _start(facts: Facts) -> str:
 
 def _rounds(facts: Facts) -> str:
     config, plan = facts.config, facts.plan
-    if plan.num_rounds is None:
+    num_left = plan.rounds_left
+    if num_left is None:
         return f"{config.num_epoch} epochs, {plan.samples_per_round:,} samples each round"
-    num_left = max(plan.num_rounds - plan.first_round, 0)
     of = "" if plan.first_round == 0 else f" ({plan.first_round} of {plan.num_rounds} are done)"
     epochs = ""
     if plan.rounds_per_epoch:
@@ -109,9 +109,8 @@ def _steps(facts: Facts) -> str:
         parts = f"{per_rank // config.micro_batch_size} micro-batches of {config.micro_batch_size}"
         parts += " a rank"
     total = ""
-    if plan.num_rounds is not None:
-        num_left = max(plan.num_rounds - plan.first_round, 0)
-        total = f", {num_left * plan.steps_per_round:,} in all"
+    if plan.rounds_left is not None:
+        total = f", {plan.rounds_left * plan.steps_per_round:,} in all"
     return (
         f"{plan.steps_per_round} per round{total}; {size} samples each over "
         f"{_many(ranks, 'data-parallel rank')}, {parts}"
@@ -126,9 +125,8 @@ def _tokens(facts: Facts) -> str:
     if limit is None:
         return "answers are as long as the engine lets them be"
     text = f"answers of at most {limit:,}: {plan.samples_per_round * limit:,} per round"
-    if plan.num_rounds is not None:
-        num_left = max(plan.num_rounds - plan.first_round, 0)
-        text += f", {_count(num_left * plan.samples_per_round * limit)} in all"
+    if plan.rounds_left is not None:
+        text += f", {_count(plan.rounds_left * plan.samples_per_round * limit)} in all"
     return text
 
 

@@ -66,11 +66,16 @@ class EngineControl:
             for url, body in zip(self.urls, bodies, strict=True)
         ]
 
-    def get_all(self, path: str) -> list[Answer]:
-        """Answers of all engines to GET `path`; raises like `post_all`."""
-        return collect(
-            [self._pool.submit(self._call, "GET", url + path, None) for url in self.urls]
-        )
+    def get_all(self, path: str, *, timeout_s: float | None = None) -> list[Answer]:
+        """Answers of all engines to GET `path`; raises like `post_all`.
+
+        Args:
+            timeout_s: instead of the usual deadline.
+        """
+        calls = [
+            self._pool.submit(self._call, "GET", url + path, None, timeout_s) for url in self.urls
+        ]
+        return collect(calls)
 
     def pause(self, mode: str) -> None:
         """Stop generating on all engines; `mode` is abort, retract or in_place."""
@@ -85,13 +90,20 @@ class EngineControl:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._http.close()
 
-    def _call(self, method: str, url: str, body: Answer | None) -> Answer:
+    def _call(
+        self, method: str, url: str, body: Answer | None, timeout_s: float | None = None
+    ) -> Answer:
         start = time.monotonic()
+        deadline_s = self.timeout_s if timeout_s is None else timeout_s
         try:
             content = None if body is None else orjson.dumps(body)
-            with waiting(*_wait_names(method, url), deadline_s=self.timeout_s):
+            with waiting(*_wait_names(method, url), deadline_s=deadline_s):
                 reply = self._http.request(
-                    method, url, content=content, headers={"Content-Type": "application/json"}
+                    method,
+                    url,
+                    content=content,
+                    headers={"Content-Type": "application/json"},
+                    timeout=deadline_s,
                 )
         except httpx.HTTPError as error:
             waited = time.monotonic() - start

@@ -53,8 +53,12 @@ def memory_tags(raw: object) -> frozenset[MemoryTag]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightsGroup:
-    """How to join the process group that brings weights; the trainer is rank 0 and holds the
-    store."""
+    """How to join the process group that brings weights; the trainer is rank 0 and holds the store.
+
+    Attributes:
+        timeout_s: deadline of each broadcast, seconds.
+        join_timeout_s: how long to wait for the other members.
+    """
 
     master_address: str
     master_port: int
@@ -62,6 +66,7 @@ class WeightsGroup:
     world_size: int
     group_name: str
     timeout_s: float
+    join_timeout_s: float
 
     @classmethod
     def from_json(cls, raw: object) -> "WeightsGroup":
@@ -74,13 +79,15 @@ class WeightsGroup:
                 f"the embedded engine runs on CPU and joins gloo groups, not {backend}"
             )
         world_size = fields.integer("world_size", None, low=2)
+        timeout_s = fields.number("timeout_s", 600.0, low=0.1)
         return cls(
             master_address=fields.string("master_address", None),
             master_port=fields.integer("master_port", None, low=1, high=65535),
             rank=fields.integer("rank_offset", None, low=1, high=world_size - 1),
             world_size=world_size,
             group_name=fields.string("group_name", DEFAULT_GROUP),
-            timeout_s=fields.number("timeout_s", 600.0, low=0.1),
+            timeout_s=timeout_s,
+            join_timeout_s=fields.number("join_timeout_s", timeout_s, low=0.1),
         )
 
 

@@ -53,7 +53,7 @@ def log_probs_and_entropy(
     num_columns = logits.shape[1]
     if vocab_size is not None:
         num_columns = min(num_columns, max(vocab_size - vocab_start, 0))
-    layout = _Layout(
+    layout = ChunkLayout(
         temperature=temperature,
         needs_entropy=needs_entropy,
         rows=_chunk_rows(chunk_size, logits),
@@ -68,8 +68,8 @@ def log_probs_and_entropy(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Layout:
-    """Arguments of one call, besides the tensors."""
+class ChunkLayout:
+    """Arguments of one call, besides the tensors; shared with `linear_log_probs.py`."""
 
     temperature: float
     needs_entropy: bool
@@ -77,7 +77,7 @@ class _Layout:
     num_columns: int
     start: int
     group: dist.ProcessGroup | None
-    overwrite: bool
+    overwrite: bool = False
 
     def chunks(self, num_rows: int) -> list[slice]:
         return [slice(i, min(i + self.rows, num_rows)) for i in range(0, num_rows, self.rows)]
@@ -120,15 +120,15 @@ class _LogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, targets: Tensor, layout: _Layout
+        ctx: Any, logits: Tensor, targets: Tensor, layout: ChunkLayout
     ) -> tuple[Tensor, Tensor | None]:
         work = _work_dtype(logits)
         log_probs = torch.empty(logits.shape[0], dtype=work, device=logits.device)
         top, log_norm = torch.empty_like(log_probs), torch.empty_like(log_probs)
         entropy = torch.empty_like(log_probs) if layout.needs_entropy else None
         for chunk in layout.chunks(logits.shape[0]):
-            log_probs[chunk], top[chunk], log_norm[chunk], chunk_entropy = _forward_chunk(
-                logits, targets, layout, chunk
+            log_probs[chunk], top[chunk], log_norm[chunk], chunk_entropy = forward_chunk(
+                layout.scaled(logits, chunk), targets[chunk], layout
             )
             if entropy is not None and chunk_entropy is not None:
                 entropy[chunk] = chunk_entropy
@@ -142,11 +142,11 @@ class _LogProbs(torch.autograd.Function):
         grad_log_probs, grad_entropy = grad_outputs
         if grad_log_probs is None and grad_entropy is None:
             return None, None, None
-        layout: _Layout = ctx.layout
+        layout: ChunkLayout = ctx.layout
         logits, targets, top, log_norm, entropy = ctx.saved_tensors
         grad = logits.detach() if layout.overwrite else torch.empty_like(logits)
         for chunk in layout.chunks(logits.shape[0]):
-            part = _backward_chunk(
+            part = backward_chunk(
                 layout.scaled(logits, chunk).sub_(top[chunk, None]).sub_(log_norm[chunk, None]),
                 layout.local(targets[chunk]),
                 None if grad_log_probs is None else grad_log_probs[chunk],
@@ -158,16 +158,20 @@ class _LogProbs(torch.autograd.Function):
         return grad, None, None
 
 
-def _forward_chunk(
-    logits: Tensor, targets: Tensor, layout: _Layout, chunk: slice
+def forward_chunk(
+    x: Tensor, targets: Tensor, layout: ChunkLayout
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Of one chunk, [n] each: log-probs, largest logit, log of the sum beside it, entropy."""
-    x = layout.scaled(logits, chunk)
+    """Of one chunk, [n] each: log-probs, largest logit, log of the sum beside it, entropy.
+
+    Args:
+        x: [n, columns] scaled logits, overwritten.
+        targets: [n].
+    """
     top = x.amax(dim=1) if x.shape[1] else x.new_full((x.shape[0],), -torch.inf)
     layout.reduce(top, dist.ReduceOp.MAX)
     x.sub_(top[:, None])
     weights = x.exp()
-    sums = [_target_logit(x, *layout.local(targets[chunk])), weights.sum(dim=1)]
+    sums = [_target_logit(x, *layout.local(targets)), weights.sum(dim=1)]
     if layout.needs_entropy:
         # A column at -inf has weight 0 and adds nothing; 0 x -inf would be NaN.
         sums.append(weights.mul_(x.clamp_(min=torch.finfo(x.dtype).min)).sum(dim=1))
@@ -183,7 +187,7 @@ def _target_logit(x: Tensor, column: Tensor, is_here: Tensor) -> Tensor:
     return torch.where(is_here, x.gather(1, column[:, None]).squeeze(1), 0.0)
 
 
-def _backward_chunk(
+def backward_chunk(
     log_p: Tensor,
     target: tuple[Tensor, Tensor],
     grad_log_probs: Tensor | None,

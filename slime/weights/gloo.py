@@ -19,6 +19,8 @@ from slime.weights.transport import Bucket
 
 # Engines join idle: one that has not come after this long has died on the way.
 JOIN_TIMEOUT_S = 30.0
+# An engine that lives answers /health at once, whatever it computes.
+HEALTH_TIMEOUT_S = 10.0
 # How long leaving a group may take: members may be dead, or hang.
 CLOSE_TIMEOUT_S = 5.0
 
@@ -55,8 +57,11 @@ class GlooTransport:
         """Connect to the engines.
 
         Raises:
+            EngineUnavailable: an engine is dead already.
             WeightSyncError: an engine refused or did not join within the deadline.
         """
+        # The others would wait for a dead one until the deadline of joining, and we with them.
+        self._control.get_all("/health", timeout_s=HEALTH_TIMEOUT_S)
         port = free_port(self._host)
         world_size = len(self._control.urls) + 1
         joins = self._control.start_post_all(
@@ -69,6 +74,7 @@ class GlooTransport:
                 "group_name": self._group_name,
                 "backend": "gloo",
                 "timeout_s": self._timeout.total_seconds(),
+                "join_timeout_s": self._join_timeout.total_seconds(),
             },
         )
         try:

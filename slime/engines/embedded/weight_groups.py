@@ -52,12 +52,12 @@ class WeightGroups:
             )
         timeout = datetime.timedelta(seconds=request.timeout_s)
         try:
-            group = _connect(request, timeout)
+            group = _connect(request, datetime.timedelta(seconds=request.join_timeout_s))
         except RuntimeError as error:
             raise WeightSyncError(
                 f"cannot join weight group {request.group_name!r} as rank {request.rank} of "
                 f"{request.world_size} at {request.master_address}:{request.master_port} within "
-                f"{request.timeout_s:g} s: {error}"
+                f"{request.join_timeout_s:g} s: {error}"
             ) from error
         self._members[request.group_name] = _Member(group, timeout)
 
@@ -81,6 +81,7 @@ class WeightGroups:
             buffers = [torch.empty(sum(part.nbytes for part in parts), dtype=torch.uint8)]
         options = dist.BroadcastOptions()
         options.rootRank, options.rootTensor = 0, 0
+        options.timeout = member.timeout
         try:
             # All at once: gloo keeps the order, and the next receives while the last one lands.
             works = [member.group.broadcast([buffer], options) for buffer in buffers]

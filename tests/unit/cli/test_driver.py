@@ -1,7 +1,6 @@
 """Claims about run_driver: every end of a run is one message and an exit code."""
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,7 @@ from slime.config.config import Config
 from slime.errors import ConfigError, EngineUnavailable
 from slime.observability.logging import setup_logging
 
-
-@pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    root = logging.getLogger()
-    before, level = list(root.handlers), root.level
-    yield
-    for handler in [item for item in root.handlers if item not in before]:
-        root.removeHandler(handler)
-        handler.close()
-    root.setLevel(level)
+pytestmark = pytest.mark.usefixtures("root_logger_as_before")
 
 
 def raising(error: BaseException, logs: Path | None = None) -> Callable[[Config], None]:

@@ -1,6 +1,5 @@
 import io
 import logging
-from collections.abc import Generator
 
 import pytest
 from rich.console import Console
@@ -20,17 +19,6 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("CI", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
-
-
-@pytest.fixture
-def _own_handlers() -> Generator[None]:
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    for handler in [handler for handler in root.handlers if handler not in handlers]:
-        root.removeHandler(handler)
-        handler.close()
-    root.setLevel(level)
 
 
 def _drawn(view: LiveView, width: int) -> list[str]:
@@ -104,7 +92,7 @@ def test_what_does_not_fit_is_left_out_whole():
     assert fitting(["abc"], 2) == ""
 
 
-@pytest.mark.usefixtures("_own_handlers")
+@pytest.mark.usefixtures("root_logger_as_before")
 def test_log_lines_go_above_the_view_and_the_terminal_is_left_clean(
     capsys: pytest.CaptureFixture[str],
 ):

@@ -5,16 +5,7 @@ import pytest
 
 from slime.observability.logging import setup_logging
 
-
-@pytest.fixture(autouse=True)
-def _restored_root_logger():
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    for handler in [handler for handler in root.handlers if handler not in handlers]:
-        root.removeHandler(handler)
-        handler.close()
-    root.setLevel(level)
+pytestmark = pytest.mark.usefixtures("root_logger_as_before")
 
 
 def test_a_line_says_when_how_bad_who_and_what(capsys: pytest.CaptureFixture[str]):

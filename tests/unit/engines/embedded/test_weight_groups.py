@@ -40,14 +40,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def group(port: int, timeout_s: float = 60.0) -> WeightsGroup:
+def group(port: int, join_timeout_s: float = 60.0) -> WeightsGroup:
     return WeightsGroup(
         master_address="127.0.0.1",
         master_port=port,
         rank=1,
         world_size=2,
         group_name="g",
-        timeout_s=timeout_s,
+        timeout_s=60.0,
+        join_timeout_s=join_timeout_s,
     )
 
 
@@ -88,7 +89,7 @@ def test_tensors_arrive_in_order_and_shape(tmp_path: Path) -> None:
 
 def test_a_trainer_that_never_comes_is_named_after_the_deadline() -> None:
     with pytest.raises(WeightSyncError, match="cannot join weight group 'g' as rank 1"):
-        WeightGroups().join(group(free_port(), timeout_s=0.5))
+        WeightGroups().join(group(free_port(), join_timeout_s=0.5))
 
 
 def test_an_update_for_an_unknown_group_or_dtype_is_refused() -> None:
