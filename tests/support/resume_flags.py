@@ -3,7 +3,7 @@
 from support.interrupted_runs import TrainingRun
 from support.train_runs import Work
 
-ROUNDS = 10
+ROUNDS = 12
 # The reward kills nothing unless SLIME_TEST_KILLS tells it to.
 FLAGS = (
     "--actor-num-gpus-per-node 1 --hf-checkpoint {work}/model --rollout-num-gpus 1 "

@@ -49,7 +49,7 @@ def test_killed_once(work: Work, undisturbed: TrainingRun, role: str, moment: in
     more = ("--regenerate-on-resume",) if moment == 2 else ()
     chance = random.Random(f"{SEED}/{role}/{moment}")
     run = make_run(work, f"{role.replace(' ', '-')}-{moment}", *more)
-    after, delay_s = chance.randrange(-1, ROUNDS - 4), chance.uniform(0.0, 1.2)
+    after, delay_s = chance.randrange(-1, ROUNDS - 6), chance.uniform(0.0, 1.2)
     run.start()
     run.await_checkpoint(beyond=after)
     time.sleep(delay_s)
