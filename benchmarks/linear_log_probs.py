@@ -2,8 +2,8 @@
 
     python benchmarks/linear_log_probs.py [--tokens 32768] [--vocab 151936] [--hidden 2048]
 
-Prints JSON: forward and backward milliseconds (best of five), GiB above the inputs at the peak, and how far both ways are
-apart at 4,096 tokens.
+Prints JSON: forward and backward milliseconds (best of five), GiB above the inputs at the peak, and
+how far both ways are apart at 4,096 tokens.
 """
 
 import argparse
