@@ -50,9 +50,7 @@ def log_probs_and_entropy(
     Returns:
         [T] log-probs and [T] entropy or None; fp64 if the logits are fp64.
     """
-    num_columns = logits.shape[1]
-    if vocab_size is not None:
-        num_columns = min(num_columns, max(vocab_size - vocab_start, 0))
+    num_columns = true_columns(logits.shape[1], vocab_size, vocab_start)
     layout = ChunkLayout(
         temperature=temperature,
         needs_entropy=needs_entropy,
@@ -85,7 +83,7 @@ class ChunkLayout:
     def scaled(self, logits: Tensor, chunk: slice) -> Tensor:
         """A fp32 copy of the chunk's true columns, divided by the temperature."""
         part = logits[chunk, : self.num_columns]
-        copy = part.to(_work_dtype(logits), copy=True)
+        copy = part.to(work_dtype(logits), copy=True)
         return copy if self.temperature == 1.0 else copy.div_(self.temperature)
 
     def local(self, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,8 +98,14 @@ class ChunkLayout:
         return tensor
 
 
-def _work_dtype(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+def work_dtype(tensor: Tensor) -> torch.dtype:
+    """fp64 for fp64, else fp32: what sums are made in."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def true_columns(width: int, vocab_size: int | None, vocab_start: int) -> int:
+    """How many of a rank's `width` columns belong to the vocabulary; the rest is padding."""
+    return width if vocab_size is None else min(width, max(vocab_size - vocab_start, 0))
 
 
 def _chunk_rows(chunk_size: int, logits: Tensor) -> int:
@@ -122,7 +126,7 @@ class _LogProbs(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, targets: Tensor, layout: ChunkLayout
     ) -> tuple[Tensor, Tensor | None]:
-        work = _work_dtype(logits)
+        work = work_dtype(logits)
         log_probs = torch.empty(logits.shape[0], dtype=work, device=logits.device)
         top, log_norm = torch.empty_like(log_probs), torch.empty_like(log_probs)
         entropy = torch.empty_like(log_probs) if layout.needs_entropy else None
