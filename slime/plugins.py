@@ -98,6 +98,10 @@ HOOKS: dict[str, Hook] = {
 }
 
 
+# Documented paths of functions that are built in: no module has them.
+BUILT_IN_PATHS = frozenset({"slime.backends.megatron_utils.loss.icepop_function"})
+
+
 @functools.cache
 def load_function(path: str) -> Any:
     """The object at a dotted path such as `package.module.function`; the same object each time.

@@ -64,6 +64,10 @@ ARCHITECTURES = Table(
         "qwen2": "slime.checkpoint.architectures.qwen2:QWEN2",
         "qwen3": "slime.checkpoint.architectures.qwen3:QWEN3",
         "llama": "slime.checkpoint.architectures.llama:LLAMA",
+        "qwen3_moe": "slime.checkpoint.architectures.qwen3_moe:QWEN3_MOE",
+        "glm4": "slime.checkpoint.architectures.glm4:GLM4",
+        "glm4_moe": "slime.checkpoint.architectures.glm4_moe:GLM4_MOE",
+        "deepseek_v3": "slime.checkpoint.architectures.deepseek_v3:DEEPSEEK_V3",
     },
 )
 

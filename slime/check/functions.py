@@ -14,7 +14,7 @@ from slime.check.modules import Found, Function, Module, Modules, top_level_impo
 from slime.config.config import Config
 from slime.config.problems import Problems
 from slime.errors import ConfigError
-from slime.plugins import HOOKS, check_signature
+from slime.plugins import BUILT_IN_PATHS, HOOKS, check_signature
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def check_functions(config: Config, problems: Problems, modules: Modules) -> Non
 
 
 def _paths(value: Any) -> tuple[str, ...]:
-    if value is None:
+    if value is None or value in BUILT_IN_PATHS:
         return ()
     return (value,) if isinstance(value, str) else cast(tuple[str, ...], value)
 

@@ -4,7 +4,7 @@ from argparse import Namespace
 from dataclasses import dataclass
 from typing import Any
 
-from slime.checkpoint.convert import check_hf_against_flags, megatron_flags_from_hf
+from slime.checkpoint.convert import check_hf_against_flags, count_parameters
 from slime.checkpoint.dims import ModelDims
 from slime.config.checkpoints import is_hf_folder, read_hf_config
 from slime.config.config import Config
@@ -76,18 +76,3 @@ def _facts(hf_config: dict[str, Any]) -> ModelFacts:
         num_parameters=count_parameters(hf_config),
         hf_bytes_per_parameter=4 if kind in (None, "float32") else 2,
     )
-
-
-def count_parameters(hf_config: dict[str, Any]) -> int:
-    """Parameters of a dense Llama, Qwen2 or Qwen3.
-
-    Raises:
-        ConfigError, CheckpointError: another architecture, or a size is missing.
-    """
-    dims, flags = ModelDims.from_hf_config(hf_config), megatron_flags_from_hf(hf_config)
-    query, key = dims.query_size, dims.key_value_size
-    layer = dims.hidden * (2 * query + 2 * key) + 3 * dims.hidden * dims.ffn + 2 * dims.hidden
-    layer += (query + 2 * key) * ("--add-qkv-bias" in flags)
-    layer += 2 * dims.head_dim * ("--qk-layernorm" in flags)
-    embeddings = dims.vocab_size * dims.hidden * (1 if dims.tied else 2)
-    return dims.num_layers * layer + embeddings + dims.hidden

@@ -11,6 +11,7 @@ from slime.check.places import DiskFacts, gigabytes
 from slime.check.plan import Plan
 from slime.check.start import StartFacts
 from slime.config.config import Config
+from slime.config.layout import expert_tensor_size
 from slime.plugins import HOOKS
 
 _LABEL_WIDTH = 12
@@ -103,7 +104,8 @@ def _steps(facts: Facts) -> str:
         return "none: --debug-rollout-only"
     size, ranks = config.global_batch_size or 1, plan.data_parallel
     if config.use_dynamic_batch_size:
-        parts = f"micro-batches of at most {config.max_tokens_per_gpu:,} tokens"
+        tokens = (config.max_tokens_per_gpu or 0) * config.context_parallel_size
+        parts = f"micro-batches of at most {tokens:,} tokens"
     else:
         per_rank = size // ranks
         parts = f"{per_rank // config.micro_batch_size} micro-batches of {config.micro_batch_size}"
@@ -136,7 +138,7 @@ def _devices(facts: Facts) -> str:
     if slots.train:
         parts.append(
             f"{_many(slots.train, 'training rank')} "
-            f"({config.actor_num_nodes} x {config.actor_num_gpus_per_node})"
+            f"({config.actor_num_nodes} x {config.actor_num_gpus_per_node}{_layout(facts)})"
         )
     if slots.rollout:
         size = config.rollout_num_gpus_per_engine
@@ -147,6 +149,24 @@ def _devices(facts: Facts) -> str:
     device = "cpu" if config.device == "auto" else config.device
     cores = f" on {os.cpu_count()} cores here" if device == "cpu" else ""
     return f"{device}: {_many(slots.total, 'slot')}{cores}: {' and '.join(parts)}{sharing}"
+
+
+def _layout(facts: Facts) -> str:
+    """`; tensor 2 x pipeline 2 x data 2`: how the ranks share the model, if they do."""
+    config = facts.config
+    sizes = {
+        "tensor": config.tensor_model_parallel_size,
+        "context": config.context_parallel_size,
+        "pipeline": config.pipeline_model_parallel_size,
+    }
+    text = ""
+    if max(sizes.values()) > 1:
+        sizes["data"] = facts.plan.data_parallel
+        text = "; " + " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1)
+    if (experts := config.expert_model_parallel_size) > 1:
+        own = expert_tensor_size(config)
+        text += f"; experts over {experts}" + (f" x tensor {own}" if own > 1 else "")
+    return text
 
 
 def _checkpoint(facts: Facts) -> str:

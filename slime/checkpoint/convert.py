@@ -1,52 +1,38 @@
-"""A Hugging Face config in Megatron's flags: derived from it, and held against those given."""
+"""A Hugging Face config in Megatron's flags: derived from it, and held against those given.
+
+What no flag of Megatron expresses follows from the model_type in the trainer: GLM-4's second norms.
+"""
 
 import math
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from slime.checkpoint.dims import ModelDims
+from slime.checkpoint.dims import MLADims, ModelDims
+from slime.checkpoint.moe_flags import moe_settings
+from slime.checkpoint.rope_flags import rope_settings, rotary_percent
+from slime.checkpoint.settings import Setting
 from slime.errors import ConfigError
 
-_QKV_BIAS = {"qwen2"}
-_QK_NORM = {"qwen3"}
-_SUPPORTED = ("llama", "qwen2", "qwen3")
+_SUPPORTED = ("llama", "qwen2", "qwen3", "qwen3_moe", "glm4", "glm4_moe", "deepseek_v3")
+_GLM = ("glm4", "glm4_moe")
 
-# Megatron-Core 0.19.2 has these numbers of Llama 3 in its code, with no flag for them.
-_LLAMA3_ROPE = {
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
+# Keys that say how layers compute, with the only value that Megatron's layers have. A key that is
+# missing or null has it too.
+_USUAL: dict[str, Any] = {
+    "mlp_bias": False,
+    "use_sliding_window": False,
+    "hidden_act": "silu",
+    # DeepSeek and GLM-4.5; transformers reads none of the first three.
+    "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc",
+    "moe_layer_freq": 1,
+    "rope_interleave": True,
 }
-
-_Value = int | float | bool | str | None
-
-
-@dataclass(frozen=True)
-class _Setting:
-    """What a config asks of one flag of Megatron.
-
-    Attributes:
-        attribute: where Megatron's parser puts it.
-        value: what has to stand there; None means that nothing has to.
-        given: whether MODEL_ARGS need the flag; a switch that stays off does not appear.
-    """
-
-    flag: str
-    attribute: str
-    value: _Value
-    given: bool = True
-
-    def words(self) -> list[str]:
-        """The flag as it is typed, with its argument unless it is a switch."""
-        if not self.given:
-            return []
-        return [self.flag] if isinstance(self.value, bool) else [self.flag, str(self.value)]
 
 
 def megatron_flags_from_hf(hf_config: Mapping[str, Any]) -> list[str]:
-    """MODEL_ARGS of a dense Llama, Qwen2 or Qwen3 with this `config.json`.
+    """MODEL_ARGS of the model with this `config.json`.
 
     Raises:
         ConfigError: another architecture, or something in the config that no flag expresses.
@@ -64,13 +50,8 @@ def check_hf_against_flags(hf_config: Mapping[str, Any], megatron: Namespace) ->
     Raises:
         ConfigError: every flag that differs, with both values; or as `megatron_flags_from_hf`.
     """
-    problems: list[str] = []
-    for setting in _settings(hf_config):
-        found = _effective(megatron, setting.attribute)
-        # A vocabulary that no flag gives is the config's.
-        is_open = setting.value is None or (setting.attribute == "vocab_size" and found is None)
-        if not is_open and not _agree(found, setting.value):
-            problems.append(f"{setting.flag}: flags say {found}, config.json {setting.value}")
+    differences = (setting.difference(vars(megatron)) for setting in _settings(hf_config))
+    problems = [difference for difference in differences if difference is not None]
     if problems:
         raise ConfigError(
             "the model flags do not describe the model in --hf-checkpoint:\n  "
@@ -79,42 +60,99 @@ def check_hf_against_flags(hf_config: Mapping[str, Any], megatron: Namespace) ->
         )
 
 
-def _settings(hf_config: Mapping[str, Any]) -> list[_Setting]:
+def count_parameters(hf_config: Mapping[str, Any]) -> int:
+    """All numbers in the checkpoint of a model with this `config.json`.
+
+    They are those of `Mapping.hf_parameters`, added up without torch, which takes long to import.
+
+    Raises:
+        ConfigError, CheckpointError: another architecture, or a size is missing.
+    """
     _check_supported(hf_config)
-    model_type, dims = hf_config["model_type"], ModelDims.from_hf_config(hf_config)
-    rope_theta, rope_factor = _rope(hf_config)
-    has_qkv_bias, has_qk_norm = model_type in _QKV_BIAS, model_type in _QK_NORM
-    has_scaling = rope_factor is not None
-    untied, is_grouped = not dims.tied, dims.num_query_groups != dims.num_heads
+    dims = ModelDims.from_hf_config(hf_config)
+    num_norms = 4 if hf_config["model_type"] == "glm4" else 2
+    layer = _count_attention(dims) + num_norms * dims.hidden
+    num_moe = sum(dims.is_moe_layer(index) for index in range(dims.num_layers))
+    mlps = (dims.num_layers - num_moe) * 3 * dims.hidden * dims.ffn
+    if (moe := dims.moe) is not None:
+        width = moe.num_experts * moe.ffn + moe.shared_ffn
+        has_bias = hf_config["model_type"] != "qwen3_moe"
+        mlps += num_moe * (3 * dims.hidden * width + moe.num_experts * (dims.hidden + has_bias))
+    embeddings = dims.vocab_size * dims.hidden * (1 if dims.tied else 2)
+    return dims.num_layers * layer + mlps + embeddings + dims.hidden
+
+
+def _count_attention(dims: ModelDims) -> int:
+    if dims.mla is None:
+        query, both = dims.query_size, dims.query_size + 2 * dims.key_value_size
+        biases = dims.qkv_bias * both + dims.qk_norm * 2 * dims.head_dim
+        return dims.hidden * (query + both) + biases
+    query, up, rank = dims.axes(("mla_query_size", "mla_kv_up_size", "kv_lora_rank"))
+    shapes = [
+        dims.axes(("mla_kv_down_size", "hidden")),
+        (up, rank),
+        (rank,),
+        dims.axes(("mla_output_size", "hidden")),
+    ]
+    if (low := dims.mla.q_lora_rank) is None:
+        shapes.append((query, dims.hidden))
+    else:
+        shapes += [(low, dims.hidden), (query, low), (low,)]
+    return sum(map(math.prod, shapes))
+
+
+def _settings(hf_config: Mapping[str, Any]) -> list[Setting]:
+    _check_supported(hf_config)
+    dims = ModelDims.from_hf_config(hf_config)
+    untied, qk_norm = not dims.tied, dims.qk_norm or dims.mla is not None
     return [
-        _Setting("--swiglu", "swiglu", True),
-        _Setting("--num-layers", "num_layers", dims.num_layers),
-        _Setting("--hidden-size", "hidden_size", dims.hidden),
-        _Setting("--ffn-hidden-size", "ffn_hidden_size", dims.ffn),
-        _Setting("--num-attention-heads", "num_attention_heads", dims.num_heads),
-        # One key per query head needs no flag; grouped attention with as many groups does no harm.
-        _Setting(
-            "--group-query-attention", "group_query_attention", is_grouped or None, is_grouped
-        ),
-        _Setting("--num-query-groups", "num_query_groups", dims.num_query_groups, is_grouped),
-        _Setting("--kv-channels", "kv_channels", dims.head_dim),
-        _Setting("--use-rotary-position-embeddings", "use_rotary_position_embeddings", True),
-        _Setting("--rotary-base", "rotary_base", rope_theta),
-        _Setting("--use-rope-scaling", "use_rope_scaling", has_scaling, has_scaling),
-        _Setting("--rope-scaling-factor", "rope_scaling_factor", rope_factor, has_scaling),
+        Setting("--swiglu", "swiglu", True),
+        Setting("--num-layers", "num_layers", dims.num_layers),
+        Setting("--hidden-size", "hidden_size", dims.hidden),
+        Setting("--ffn-hidden-size", "ffn_hidden_size", dims.ffn),
+        *_attention_settings(dims),
+        *rope_settings(hf_config, has_mla=dims.mla is not None),
         # The attribute is named for the opposite of the flag.
-        _Setting("--disable-bias-linear", "add_bias_linear", False),
-        _Setting("--add-qkv-bias", "add_qkv_bias", has_qkv_bias, has_qkv_bias),
-        _Setting("--qk-layernorm", "qk_layernorm", has_qk_norm, has_qk_norm),
-        _Setting("--normalization", "normalization", "RMSNorm"),
-        _Setting("--norm-epsilon", "layernorm_epsilon", hf_config.get("rms_norm_eps", 1e-6)),
-        _Setting("--vocab-size", "vocab_size", dims.vocab_size),
-        _Setting(
+        Setting("--disable-bias-linear", "add_bias_linear", False),
+        Setting("--add-qkv-bias", "add_qkv_bias", dims.qkv_bias, dims.qkv_bias),
+        Setting("--qk-layernorm", "qk_layernorm", qk_norm, qk_norm),
+        Setting("--normalization", "normalization", "RMSNorm"),
+        Setting("--norm-epsilon", "layernorm_epsilon", hf_config.get("rms_norm_eps", 1e-6)),
+        Setting("--vocab-size", "vocab_size", dims.vocab_size),
+        Setting(
             "--untie-embeddings-and-output-weights",
             "untie_embeddings_and_output_weights",
             untied,
             untied,
         ),
+        *moe_settings(hf_config, dims),
+    ]
+
+
+def _attention_settings(dims: ModelDims) -> list[Setting]:
+    is_grouped, mla = dims.num_query_groups != dims.num_heads, dims.mla
+    return [
+        Setting("--num-attention-heads", "num_attention_heads", dims.num_heads),
+        # One key per query head needs no flag; grouped attention with as many groups does no harm.
+        Setting("--group-query-attention", "group_query_attention", is_grouped or None, is_grouped),
+        Setting("--num-query-groups", "num_query_groups", dims.num_query_groups, is_grouped),
+        # Multi-latent attention has sizes of its own, and does not read this one.
+        Setting("--kv-channels", "kv_channels", dims.head_dim, checked=mla is None),
+        *_mla_settings(mla),
+    ]
+
+
+def _mla_settings(mla: MLADims | None) -> list[Setting]:
+    if mla is None:
+        return [Setting("--multi-latent-attention", "multi_latent_attention", False, given=False)]
+    rank = mla.q_lora_rank or 0
+    return [
+        Setting("--multi-latent-attention", "multi_latent_attention", True),
+        Setting("--q-lora-rank", "q_lora_rank", rank, given=rank > 0),
+        Setting("--kv-lora-rank", "kv_lora_rank", mla.kv_lora_rank),
+        Setting("--qk-head-dim", "qk_head_dim", mla.qk_head_dim),
+        Setting("--qk-pos-emb-head-dim", "qk_pos_emb_head_dim", mla.qk_pos_emb_head_dim),
+        Setting("--v-head-dim", "v_head_dim", mla.v_head_dim),
     ]
 
 
@@ -125,55 +163,17 @@ def _check_supported(hf_config: Mapping[str, Any]) -> None:
             f"model flags cannot be derived for model_type {model_type!r}, only for "
             f"{', '.join(_SUPPORTED)}."
         )
-    supported = {
-        "attention_bias": False,
-        "mlp_bias": False,
-        "use_sliding_window": False,
-        "hidden_act": "silu",
-        "partial_rotary_factor": 1.0,
-    }
-    rope: Mapping[str, Any] = hf_config.get("rope_parameters") or {}
-    everything: dict[str, Any] = {**hf_config, **rope}
-    for key, usual in supported.items():
-        found = everything.get(key)
-        if found is not None and found != usual:
+    usual, found = dict(_USUAL), dict(hf_config)
+    found["partial_rotary_factor"] = rotary_percent(hf_config)
+    if model_type not in _GLM:
+        usual |= {"attention_bias": False, "partial_rotary_factor": 1.0}
+    if model_type in ("glm4_moe", "deepseek_v3"):
+        usual["norm_topk_prob"] = True
+    if model_type == "deepseek_v3":
+        usual["num_key_value_heads"] = hf_config.get("num_attention_heads")
+    for key, value in usual.items():
+        if found.get(key) is not None and found[key] != value:
             raise ConfigError(
-                f"config.json has {key}={found!r}; for {model_type} only {usual!r} is supported."
+                f"config.json has {key}={found[key]!r}; for {model_type} only {value!r} is "
+                "supported."
             )
-
-
-def _rope(hf_config: Mapping[str, Any]) -> tuple[int, float | None]:
-    """Base and, for Llama 3's scaling, its factor; from the old keys or transformers 5's."""
-    scaling: Mapping[str, Any] = (
-        hf_config.get("rope_parameters") or hf_config.get("rope_scaling") or {}
-    )
-    theta = scaling.get("rope_theta", hf_config.get("rope_theta", 10000))
-    if theta != int(theta):
-        raise ConfigError(f"config.json has rope_theta={theta}; --rotary-base takes whole numbers.")
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "default":
-        return int(theta), None
-    if kind != "llama3" or any(scaling.get(key) != want for key, want in _LLAMA3_ROPE.items()):
-        raise ConfigError(
-            f"config.json scales RoPE by {dict(scaling)}; Megatron-Core has only Llama 3's way, "
-            f"with {_LLAMA3_ROPE}."
-        )
-    return int(theta), float(scaling["factor"])
-
-
-def _effective(megatron: Namespace, attribute: str) -> _Value:
-    """The attribute as Megatron will use it: its validation fills some in from others."""
-    given: dict[str, Any] = vars(megatron)
-    if attribute == "num_query_groups" and not given["group_query_attention"]:
-        return given["num_attention_heads"]
-    if attribute == "kv_channels" and given["kv_channels"] is None:
-        return given["hidden_size"] // given["num_attention_heads"]
-    if attribute == "use_rotary_position_embeddings":
-        return given[attribute] or given["position_embedding_type"] == "rope"
-    return given[attribute]
-
-
-def _agree(found: _Value, expected: _Value) -> bool:
-    if isinstance(expected, float) and isinstance(found, int | float):
-        return math.isclose(found, expected, rel_tol=1e-6)
-    return found == expected

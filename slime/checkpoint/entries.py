@@ -2,19 +2,20 @@
 
 Every entry is data: two names (relative to the layer, for entries of a layer) and how the tensors
 behind them relate. Braces in a name stand for several names, in that order: `{q,k,v}_proj` is
-`q_proj`, `k_proj`, `v_proj`.
+`q_proj`, `k_proj`, `v_proj`; in entries of experts `{e}` is the expert's number.
 """
 
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import override
 
 import torch
 from torch import Tensor
 
-from slime.checkpoint.dims import Axis, ModelDims
+from slime.checkpoint import sharding
+from slime.checkpoint.dims import Axis, Feature, ModelDims
 from slime.checkpoint.sharding import Sharding
 
 Shape = tuple[int, ...]
@@ -27,14 +28,19 @@ class Entry(ABC):
     Attributes:
         megatron: Megatron's name.
         hf: Hugging Face's name or names.
+        only_if: what a model needs to have this parameter; None for all of the family.
+        is_buffer: Megatron holds it as a buffer, in fp32 whatever the model's dtype: it is loaded,
+            saved and synced like a parameter, but not trained.
     """
 
     megatron: str
     hf: str
+    only_if: Feature | None = field(default=None, kw_only=True)
+    is_buffer: bool = field(default=False, kw_only=True)
 
-    @property
-    def hf_names(self) -> tuple[str, ...]:
+    def hf_names(self, dims: ModelDims) -> tuple[str, ...]:
         """The names on disk, in the order `from_hf` takes and `to_hf` gives."""
+        del dims  # only the number of experts changes the names
         braces = re.search(r"\{(.*?)\}", self.hf)
         if braces is None:
             return (self.hf,)
@@ -60,6 +66,18 @@ class Entry(ABC):
     @abstractmethod
     def to_hf(self, whole: Tensor, dims: ModelDims) -> tuple[Tensor, ...]:
         """The tensors of `hf_names`, from one of `megatron_shape`; the inverse of `from_hf`."""
+
+    def shard(self, whole: Tensor, rank: int, size: int) -> Tensor:
+        """The part of tensor-parallel rank `rank` of `size`.
+
+        Raises:
+            ShapeMismatch: the cut dimension does not divide evenly.
+        """
+        return sharding.shard(whole, self.cut, rank, size)
+
+    def unshard(self, parts: Sequence[Tensor]) -> Tensor:
+        """The whole tensor from the parts of all ranks, in rank order; the inverse of `shard`."""
+        return sharding.unshard(parts, self.cut)
 
 
 @dataclass(frozen=True)
@@ -159,7 +177,13 @@ class FusedQKV(Entry):
 
 @dataclass(frozen=True)
 class GateUp(Entry):
-    """The gate and the up projection of a gated MLP, one above the other in Megatron."""
+    """The gate and the up projection of a gated MLP, one above the other in Megatron.
+
+    Attributes:
+        ffn: width of one of them.
+    """
+
+    ffn: Axis = "ffn"
 
     @property
     @override
@@ -168,11 +192,12 @@ class GateUp(Entry):
 
     @override
     def megatron_shape(self, dims: ModelDims) -> Shape:
-        return (2 * dims.ffn, dims.hidden)
+        (ffn,) = dims.axes((self.ffn,))
+        return (2 * ffn, dims.hidden)
 
     @override
     def hf_shapes(self, dims: ModelDims) -> tuple[Shape, ...]:
-        return ((dims.ffn, dims.hidden),) * 2
+        return (dims.axes((self.ffn, "hidden")),) * 2
 
     @override
     def from_hf(self, tensors: Sequence[Tensor], dims: ModelDims) -> Tensor:
@@ -181,3 +206,68 @@ class GateUp(Entry):
     @override
     def to_hf(self, whole: Tensor, dims: ModelDims) -> tuple[Tensor, ...]:
         return whole.chunk(2)
+
+
+@dataclass(frozen=True)
+class ExpertStack(Entry):
+    """The matrices `one` of all experts of a layer: `[E, ...]` in Megatron, apart on disk.
+
+    The tensor-parallel ranks here are those of the experts' own group, --expert-tensor-parallel-size.
+    Take single experts with `expert` where memory matters: the methods of the stack handle all.
+    Make one with `expert_stack`.
+
+    Attributes:
+        one: the entry of one expert; `{e}` in its name on disk is the expert's number.
+    """
+
+    one: Entry
+
+    def expert(self, index: int) -> Entry:
+        """The entry of expert `index`."""
+        return replace(self.one, hf=self.hf.replace("{e}", str(index)))
+
+    @override
+    def hf_names(self, dims: ModelDims) -> tuple[str, ...]:
+        experts = range(self.num_experts(dims))
+        return tuple(name for e in experts for name in self.expert(e).hf_names(dims))
+
+    def num_experts(self, dims: ModelDims) -> int:
+        """Experts of one layer, on all ranks together."""
+        return dims.axes(("num_experts",))[0]
+
+    @property
+    @override
+    def cut(self) -> Sharding:
+        return self.one.cut
+
+    @override
+    def megatron_shape(self, dims: ModelDims) -> Shape:
+        return (self.num_experts(dims), *self.one.megatron_shape(dims))
+
+    @override
+    def hf_shapes(self, dims: ModelDims) -> tuple[Shape, ...]:
+        return self.one.hf_shapes(dims) * self.num_experts(dims)
+
+    @override
+    def from_hf(self, tensors: Sequence[Tensor], dims: ModelDims) -> Tensor:
+        each = len(tensors) // self.num_experts(dims)
+        starts = range(0, len(tensors), each)
+        return torch.stack([self.one.from_hf(tensors[i : i + each], dims) for i in starts])
+
+    @override
+    def to_hf(self, whole: Tensor, dims: ModelDims) -> tuple[Tensor, ...]:
+        return tuple(part for expert in whole for part in self.one.to_hf(expert, dims))
+
+    @override
+    def shard(self, whole: Tensor, rank: int, size: int) -> Tensor:
+        return torch.stack([self.one.shard(expert, rank, size) for expert in whole])
+
+    @override
+    def unshard(self, parts: Sequence[Tensor]) -> Tensor:
+        experts = zip(*(part.unbind() for part in parts), strict=True)
+        return torch.stack([self.one.unshard(of_expert) for of_expert in experts])
+
+
+def expert_stack(one: Entry) -> ExpertStack:
+    """The stack of what `one` is for a single expert; `{e}` in its name on disk is the number."""
+    return ExpertStack(one.megatron, one.hf, only_if=one.only_if, one=one)

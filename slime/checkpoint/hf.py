@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
+from slime.checkpoint.stacked import ExpertPart, is_stack, parts_of_stack
 from slime.errors import CheckpointError
 from slime.observability.disk import write_failure
 
@@ -30,6 +31,8 @@ class HfFolder:
     """A Hugging Face model folder, read-only. Tensors come from memory-mapped files, one at a time.
 
     Use it as a context manager, or call `close`: it holds one open file per shard touched.
+    Experts have the names of the published checkpoints, a tensor for each matrix, also where the
+    folder keeps them stacked as transformers 5 does in memory (see `stacked`).
 
     Example:
         with HfFolder("/models/Qwen3-4B") as folder:
@@ -64,8 +67,9 @@ class HfFolder:
         self._files.close()
 
     def names(self) -> tuple[str, ...]:
-        """All tensor names."""
-        return tuple(self._shard_of)
+        """All tensor names, those of stacked experts one by one."""
+        whole = (name for name in self._shard_of if not is_stack(name))
+        return (*whole, *self._expert_parts)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor, from its file's header.
@@ -73,7 +77,8 @@ class HfFolder:
         Raises:
             CheckpointError: no such tensor.
         """
-        return tuple(self._file_of(name).get_slice(name).get_shape())
+        part = self._expert_parts.get(name)
+        return part.shape if part is not None else self._shape_in_file(name)
 
     def tensor(self, name: str) -> Tensor:
         """One tensor on the CPU, in the file's dtype.
@@ -81,7 +86,22 @@ class HfFolder:
         Raises:
             CheckpointError: no such tensor, or the file is cut short.
         """
-        return self._file_of(name).get_tensor(name)
+        part = self._expert_parts.get(name)
+        if part is None:
+            return self._file_of(name).get_tensor(name)
+        return self._file_of(part.stack).get_slice(part.stack)[part.expert, part.rows]
+
+    @cached_property
+    def _expert_parts(self) -> dict[str, ExpertPart]:
+        stacks = [name for name in self._shard_of if is_stack(name)]
+        return {
+            name: part
+            for stack in stacks
+            for name, part in parts_of_stack(stack, self._shape_in_file(stack)).items()
+        }
+
+    def _shape_in_file(self, name: str) -> tuple[int, ...]:
+        return tuple(self._file_of(name).get_slice(name).get_shape())
 
     @cached_property
     def _shard_of(self) -> dict[str, str]:
@@ -171,6 +191,7 @@ def write_hf_folder(
     *,
     config_from: str | Path,
     dtype: torch.dtype | None = None,
+    keep_dtype: Collection[str] = (),
     max_shard_bytes: int = MAX_SHARD_BYTES,
     expected: Iterable[str] | None = None,
     overwrite: bool = False,
@@ -185,6 +206,7 @@ def write_hf_folder(
             config ties it.
         config_from: the folder whose config, tokenizer and templates are copied.
         dtype: cast floating-point tensors to it; None keeps theirs. The written config states it.
+        keep_dtype: names that are not cast: `Mapping.hf_buffers`.
         expected: names that must have come, no more and no less; None does not check.
         overwrite: replace a folder that is there.
 
@@ -206,7 +228,7 @@ def write_hf_folder(
         shards = _ShardWriter(partial, max_shard_bytes)
         for name, tensor in tensors:
             if not (tied and name == "lm_head.weight"):
-                shards.add(name, _prepare(tensor, dtype))
+                shards.add(name, _prepare(tensor, None if name in keep_dtype else dtype))
         if expected is not None:
             check_names(shards.shard_of, expected, where=f"the model written to {target}")
         shards.finish()

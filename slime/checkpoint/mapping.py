@@ -11,9 +11,17 @@ from functools import cached_property
 
 from torch import Tensor
 
-from slime.checkpoint import sharding
 from slime.checkpoint.dims import ModelDims
-from slime.checkpoint.entries import Entry, FusedQKV, GateUp, Rename, Shape, TiedOr
+from slime.checkpoint.entries import (
+    Entry,
+    ExpertStack,
+    FusedQKV,
+    GateUp,
+    Rename,
+    Shape,
+    TiedOr,
+    expert_stack,
+)
 from slime.checkpoint.sharding import Sharding
 from slime.errors import ShapeMismatch, UnknownParameter
 from slime.registry import ARCHITECTURES, lookup
@@ -21,12 +29,14 @@ from slime.registry import ARCHITECTURES, lookup
 __all__ = [
     "BoundEntry",
     "Entry",
+    "ExpertStack",
     "FusedQKV",
     "GateUp",
     "Mapping",
     "ModelDims",
     "Rename",
     "TiedOr",
+    "expert_stack",
     "load_mapping",
 ]
 
@@ -39,7 +49,7 @@ class BoundEntry:
 
     Attributes:
         megatron_name: global name, i.e. with the layer's number in the whole model.
-        hf_names: names on disk.
+        hf_names: names on disk; of a stack of experts, those of all experts.
         is_alias: a second copy of a tied tensor: fill it from `hf_names`, but do not write it,
             because the first copy is written under that name.
     """
@@ -62,8 +72,35 @@ class BoundEntry:
 
     @property
     def sharding(self) -> Sharding:
-        """How tensor parallelism cuts it."""
+        """How tensor parallelism cuts it; of a stack of experts, how it cuts each of them."""
         return self.entry.cut
+
+    @property
+    def is_buffer(self) -> bool:
+        """Whether Megatron holds it as an fp32 buffer instead of a parameter."""
+        return self.entry.is_buffer
+
+    @property
+    def num_experts(self) -> int | None:
+        """Experts in the stack, on all ranks together; None when it is no stack."""
+        return self.entry.num_experts(self.dims) if isinstance(self.entry, ExpertStack) else None
+
+    def expert(self, index: int) -> "BoundEntry":
+        """Expert `index` of the whole stack as a parameter of its own, without the dimension E.
+
+        Its `shard` and `unshard` take rank and size of the expert-tensor-parallel group.
+
+        Raises:
+            UnknownParameter: there is no such expert.
+        """
+        stack = self.entry
+        if not isinstance(stack, ExpertStack) or not 0 <= index < stack.num_experts(self.dims):
+            raise UnknownParameter(
+                f"{self.megatron_name} has no expert {index}, but {self.num_experts or 'none'}."
+            )
+        one, each = stack.expert(index), len(self.hf_names) // stack.num_experts(self.dims)
+        names = self.hf_names[index * each : (index + 1) * each]
+        return BoundEntry(one, self.dims, f"{self.megatron_name}[{index}]", names)
 
     def to_hf(self, whole: Tensor) -> tuple[Tensor, ...]:
         """The tensors of `hf_names`, padding rows of the vocabulary cut off; possibly views.
@@ -89,12 +126,14 @@ class BoundEntry:
     def shard(self, whole: Tensor, rank: int, size: int) -> Tensor:
         """The part of tensor-parallel rank `rank` of `size`; possibly a view.
 
+        The ranks of experts are those of the expert-tensor-parallel group.
+
         Raises:
             ShapeMismatch: `whole` is not of `megatron_shape`, or does not divide over `size` ranks.
         """
         _check_shape(self.megatron_name, whole, self.megatron_shape)
         try:
-            return sharding.shard(whole, self.sharding, rank, size)
+            return self.entry.shard(whole, rank, size)
         except ShapeMismatch as error:
             raise ShapeMismatch(f"{self.megatron_name}: {error}") from None
 
@@ -104,7 +143,7 @@ class BoundEntry:
         Raises:
             ShapeMismatch: together they are not of `megatron_shape`.
         """
-        whole = sharding.unshard(parts, self.sharding)
+        whole = self.entry.unshard(parts)
         name = f"{self.megatron_name}, joined from {len(parts)} ranks,"
         _check_shape(name, whole, self.megatron_shape)
         return whole
@@ -114,33 +153,49 @@ class BoundEntry:
 class Mapping:
     """All parameters of an architecture.
 
+    Multi-token-prediction layers, which some folders hold after the model's own, are not trained:
+    their tensors are no parameters, and only `redundant_hf_names` knows them.
+
     Attributes:
         top: parameters outside the layers.
         layer: parameters of each layer, relative to `decoder.layers.{i}.` and `model.layers.{i}.`.
+        dense: those that only layers without experts have besides.
+        moe: those that only layers with experts have besides.
+        mtp_hf: names on disk, relative to the layer, of what a multi-token-prediction layer has
+            besides the tensors of an ordinary one.
     """
 
     top: Sequence[Entry]
     layer: Sequence[Entry]
+    dense: Sequence[Entry] = ()
+    moe: Sequence[Entry] = ()
+    mtp_hf: Sequence[str] = ()
 
     @cached_property
     def _top_by_name(self) -> dict[str, Entry]:
         return {entry.megatron: entry for entry in self.top}
 
     @cached_property
-    def _layer_by_name(self) -> dict[str, Entry]:
-        return {entry.megatron: entry for entry in self.layer}
+    def _by_name(self) -> dict[bool, dict[str, Entry]]:
+        """Rows of layers with experts (True) and without."""
+        rows = {True: (*self.layer, *self.moe), False: (*self.layer, *self.dense)}
+        return {kind: {entry.megatron: entry for entry in rows[kind]} for kind in rows}
 
     def bind(self, megatron_name: str, dims: ModelDims) -> BoundEntry:
-        """The parameter of this global Megatron name.
+        """The parameter or buffer of this global Megatron name.
 
         Raises:
-            UnknownParameter: the table has no such name, or the model no such layer.
+            UnknownParameter: the table has no such name, or the model no such layer, or it has
+                none in that layer.
         """
         found = _MEGATRON_LAYER.fullmatch(megatron_name)
         if found is None and megatron_name in self._top_by_name:
             return self._bind_top(self._top_by_name[megatron_name], dims)
-        if found and found[2] in self._layer_by_name and int(found[1]) < dims.num_layers:
-            return self._bind_layer(self._layer_by_name[found[2]], int(found[1]), dims)
+        if found and int(found[1]) < dims.num_layers:
+            index = int(found[1])
+            entry = self._by_name[dims.is_moe_layer(index)].get(found[2])
+            if entry is not None and _applies(entry, dims):
+                return self._bind_layer(entry, index, dims)
         known = self.megatron_parameters(dims)
         nearest = difflib.get_close_matches(megatron_name, known, n=1, cutoff=0.0)
         raise UnknownParameter(
@@ -149,14 +204,15 @@ class Mapping:
         )
 
     def parameters(self, dims: ModelDims) -> Iterator[BoundEntry]:
-        """Every parameter of the model once, without aliases: the top ones, then layer by layer."""
+        """Every parameter and buffer once, without aliases: the top ones, then layer by layer."""
         for entry in self.top:
             bound = self._bind_top(entry, dims)
             if not bound.is_alias:
                 yield bound
         for index in range(dims.num_layers):
-            for entry in self.layer:
-                yield self._bind_layer(entry, index, dims)
+            for entry in self._by_name[dims.is_moe_layer(index)].values():
+                if _applies(entry, dims):
+                    yield self._bind_layer(entry, index, dims)
 
     def megatron_parameters(self, dims: ModelDims) -> dict[str, Shape]:
         """Global name -> whole shape of all that a model on one pipeline stage holds."""
@@ -170,19 +226,39 @@ class Mapping:
             for name, shape in zip(bound.hf_names, bound.hf_shapes, strict=True)
         }
 
+    def hf_buffers(self, dims: ModelDims) -> set[str]:
+        """Those of `hf_parameters` that stay fp32 in a folder of another dtype."""
+        buffers = (bound for bound in self.parameters(dims) if bound.is_buffer)
+        return {name for bound in buffers for name in bound.hf_names}
+
     def redundant_hf_names(self, dims: ModelDims) -> set[str]:
-        """Names some checkpoints hold besides `hf_parameters`: the output layer of a tied model."""
+        """Names some checkpoints hold besides `hf_parameters`, to be passed over.
+
+        They are the output layer of a tied model, and the layers for multi-token prediction, which
+        are not trained.
+        """
         tied = (entry for entry in self.top if isinstance(entry, TiedOr) and dims.tied)
-        return {name for entry in tied for name in entry.hf_names}
+        names = {name for entry in tied for name in entry.hf_names(dims)}
+        first = dims.num_layers
+        for index in range(first, first + dims.num_mtp_layers):
+            names |= {f"model.layers.{index}.{name}" for name in self.mtp_hf}
+            for entry in (*self.layer, *self.dense, *self.moe):
+                if _applies(entry, dims):
+                    names.update(self._bind_layer(entry, index, dims).hf_names)
+        return names
 
     def _bind_top(self, entry: Entry, dims: ModelDims) -> BoundEntry:
         if isinstance(entry, TiedOr) and dims.tied:
             return BoundEntry(entry, dims, entry.megatron, (entry.tied_hf,), is_alias=True)
-        return BoundEntry(entry, dims, entry.megatron, entry.hf_names)
+        return BoundEntry(entry, dims, entry.megatron, entry.hf_names(dims))
 
     def _bind_layer(self, entry: Entry, index: int, dims: ModelDims) -> BoundEntry:
-        names = tuple(f"model.layers.{index}.{name}" for name in entry.hf_names)
+        names = tuple(f"model.layers.{index}.{name}" for name in entry.hf_names(dims))
         return BoundEntry(entry, dims, f"decoder.layers.{index}.{entry.megatron}", names)
+
+
+def _applies(entry: Entry, dims: ModelDims) -> bool:
+    return entry.only_if is None or dims.has(entry.only_if)
 
 
 def load_mapping(model_type: str) -> Mapping:

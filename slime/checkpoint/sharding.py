@@ -28,7 +28,8 @@ def shard(whole: Tensor, sharding: Sharding, rank: int, size: int) -> Tensor:
     if whole.shape[dim] % pieces:
         raise ShapeMismatch(
             f"dimension {dim} of {list(whole.shape)} does not divide into {pieces} equal parts for "
-            f"{size} tensor-parallel ranks; choose another --tensor-model-parallel-size."
+            f"{size} tensor-parallel ranks; choose another --tensor-model-parallel-size, or, for "
+            "experts, another --expert-tensor-parallel-size."
         )
     if sharding == "gate_up":
         gate, up = whole.chunk(2)

@@ -72,6 +72,8 @@ def _value(hf_config: dict[str, Any], key: str) -> Any:
         # Since transformers 5 it stands inside rope_parameters.
         parameters = cast(dict[str, Any], hf_config.get("rope_parameters") or {})
         return hf_config.get(key, parameters.get(key))
+    if key == "head_dim" and hf_config.get("kv_lora_rank"):
+        return None  # of multi-latent attention transformers writes the part with RoPE
     return hf_config.get(key)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 from slime.config.config import Config
-from slime.plugins import HOOKS, check_signature, load_function
+from slime.plugins import BUILT_IN_PATHS, HOOKS, check_signature, load_function
 
 # These run in the train actors and may import what only they have; the others in the rollout actor.
 TRAIN_HOOKS = (
@@ -34,6 +34,6 @@ def check_hooks(config: Config, names: Iterable[str] = tuple(HOOKS)) -> None:
 
 
 def _paths(value: Any) -> tuple[str, ...]:
-    if value is None:
+    if value is None or value in BUILT_IN_PATHS:
         return ()
     return (value,) if isinstance(value, str) else cast(tuple[str, ...], value)

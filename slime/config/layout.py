@@ -44,6 +44,30 @@ def data_parallel_size(config: Config) -> int:
     return world_size // model_size
 
 
+def data_parallel_rank(config: Config, rank: int) -> int:
+    """Which samples training rank `rank` sees; Megatron's order: tensor, context, data, pipeline."""
+    inner = config.tensor_model_parallel_size * config.context_parallel_size
+    return rank // inner % data_parallel_size(config)
+
+
+def micro_batch_multiple(config: Config) -> int:
+    """The number of micro-batches per rank is a multiple of this: interleaved pipelines want it."""
+    return config.pipeline_model_parallel_size if is_interleaved(config) else 1
+
+
+def is_interleaved(config: Config) -> bool:
+    """Whether a pipeline rank has several stages."""
+    return (
+        config.num_layers_per_virtual_pipeline_stage is not None
+        or config.num_virtual_stages_per_pipeline_rank is not None
+    )
+
+
+def expert_tensor_size(config: Config) -> int:
+    """Ranks that share each matrix of an expert."""
+    return config.expert_tensor_parallel_size or config.tensor_model_parallel_size
+
+
 def is_due(
     rollout_id: int, interval: int | None, per_epoch: int | None, num_rollout: int | None
 ) -> bool:

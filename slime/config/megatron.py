@@ -54,6 +54,9 @@ class MegatronConfig:
     vocab_size: int | None = flag(None, "Rows of the embedding before padding.")
     num_layers: int | None = flag(None, "Transformer layers.")
     hidden_size: int | None = flag(None, "Width of the model.")
-    virtual_pipeline_model_parallel_size: int | None = (
-        None  # derived; Megatron names two other flags
+    num_layers_per_virtual_pipeline_stage: int | None = flag(
+        None, "Layers of a virtual pipeline stage: more than one stage per rank.", at_least=1
+    )
+    num_virtual_stages_per_pipeline_rank: int | None = flag(
+        None, "Virtual pipeline stages per rank.", at_least=1
     )

@@ -8,7 +8,8 @@ from pathlib import Path
 from slime.config.checkpoints import has_megatron_checkpoint, is_hf_folder
 from slime.config.config import Config, slime_options
 from slime.config.hf_check import check_against_hf
-from slime.config.layout import data_parallel_size
+from slime.config.layout import data_parallel_size, micro_batch_multiple
+from slime.config.parallel_rules import parallel_sizes
 from slime.config.problems import Problems
 from slime.config.states import EMBEDDED_ENGINE_OPTIONS
 from slime.plugins import nearest
@@ -82,19 +83,25 @@ def _batch_sizes(config: Config) -> Iterator[str]:
 def _ranks_share_batch(config: Config) -> Iterator[str]:
     if config.debug_rollout_only:
         return
-    size, ranks = config.global_batch_size or 0, data_parallel_size(config)
+    size = config.global_batch_size or 0
+    ranks = data_parallel_size(config) * micro_batch_multiple(config)
     if size < ranks:
         yield (
-            f"--global-batch-size {size} is less than the {ranks} data-parallel ranks, so some "
+            f"--global-batch-size {size} is less than the {ranks} {_what_shares(config)}, so some "
             f"would train on nothing; raise it to {ranks} or use fewer ranks"
         )
     per_pass = ranks * config.micro_batch_size
     if size >= ranks and not config.use_dynamic_batch_size and size % per_pass:
         yield (
-            f"--global-batch-size {size} is no multiple of data-parallel ranks x "
+            f"--global-batch-size {size} is no multiple of {_what_shares(config)} x "
             f"--micro-batch-size = {ranks} x {config.micro_batch_size} = {per_pass}; try "
             f"{max(size - size % per_pass, per_pass)}, or --use-dynamic-batch-size"
         )
+
+
+def _what_shares(config: Config) -> str:
+    stages = " x pipeline stages (interleaved)" if micro_batch_multiple(config) > 1 else ""
+    return f"data-parallel ranks{stages}"
 
 
 def nearest_divisors(total: int, wanted: int) -> str:
@@ -130,8 +137,27 @@ def _algorithm(config: Config) -> Iterator[str]:
         yield f"--eps-clip-c must be above 1, found {config.eps_clip_c}"
     if config.tis_clip_low > config.tis_clip:
         yield (f"--tis-clip-low {config.tis_clip_low} is above --tis-clip {config.tis_clip}")
-    if config.use_rollout_routing_replay and not config.use_routing_replay:
-        yield "--use-rollout-routing-replay needs --use-routing-replay"
+    records = config.use_routing_replay and not config.use_rollout_routing_replay
+    has_pass = config.loss_type == "policy_loss" or (
+        config.loss_type == "custom_loss" and not config.disable_compute_advantages_and_returns
+    )
+    if records and (not has_pass or config.use_rollout_logprobs):
+        yield (
+            "--use-routing-replay replays the experts of the log-prob pass, which these flags leave "
+            "out (--use-rollout-logprobs, or a loss without advantages); use "
+            "--use-rollout-routing-replay"
+        )
+    own, has_path = config.loss_type == "custom_loss", config.custom_loss_function_path is not None
+    if own != has_path:
+        yield "--loss-type custom_loss and --custom-loss-function-path need each other; give both"
+    if (
+        config.custom_pg_loss_reducer_function_path is not None
+        and config.loss_type != "policy_loss"
+    ):
+        yield (
+            f"--custom-pg-loss-reducer-function-path does nothing with --loss-type "
+            f"{config.loss_type}; leave it out"
+        )
 
 
 def _rollout(config: Config) -> Iterator[str]:
@@ -297,6 +323,7 @@ RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _length_of_run,
     _batch_sizes,
     _ranks_share_batch,
+    parallel_sizes,
     _algorithm,
     _rollout,
     _engines,

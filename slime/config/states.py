@@ -6,7 +6,7 @@ that no table names is refused: it may work, but nobody has tried it with slime'
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 
 from slime import registry
 from slime.config.fields import Option
@@ -34,9 +34,15 @@ class FlagState:
     only: tuple[Any, ...] = ()
 
     def allows(self, value: Any, default: Any) -> bool:
-        """Whether `value` may be given; a refused flag may repeat its default."""
+        """Whether `value` may be given; a refused flag may repeat its default.
+
+        Of a flag that takes several values each must be one of `only`.
+        """
         if value in self.only:
             return True
+        if isinstance(value, tuple) and value and self.only:
+            values = cast(tuple[Any, ...], value)
+            return all(one in self.only for one in values)
         if self.state is State.REFUSED:
             return value == default
         return not self.only
@@ -61,12 +67,15 @@ def works_with(note: str, *only: Any) -> FlagState:
 
 
 _PPO = "not built yet: PPO with a critic"
-_PARALLEL = "not built yet: only data parallelism is; use a size of 1"
-_MOE = "not built yet: mixture-of-experts models; dense Qwen2, Qwen3 and Llama work"
-_MLA = "not built yet: multi-latent attention"
+_DISPATCHER = "always all-to-all, which takes packs of any length"
+_UPCYCLING = "not built yet: making experts of a dense model"
+_BALANCE = (
+    "experts would be chosen in another way than engines choose them, or losses added that are not "
+    "sums over a step"
+)
+_LATENTS = "fusions and caches of multi-latent attention are not built"
 _MTP = "not built yet: multi-token prediction"
 _FP8 = "needs TransformerEngine, which slime does without"
-_REPLAY = "not built yet: routing replay"
 _OPD = "not built yet: on-policy distillation"
 _DISK = "not built yet: weight sync through files; the collective transport works"
 _BUFFER = "not built yet: the HTTP rollout buffer"
@@ -74,7 +83,10 @@ _PROFILE = "not built yet: the torch profiler"
 _MEMORY = "not built yet: recording memory history"
 _DEEPGEMM = "not built yet: bit-exact DeepGEMM forward passes"
 _SPARSE = "not built yet: DeepSeek sparse attention"
-_CPU_ADAM = "not built yet: optimizer states on the host"
+_CPU_ADAM = (
+    "not built: Megatron's optimizer on the host hides gradients and fp32 weights from slime's "
+    "clipping and checkpoints; --use-distributed-optimizer, which is always on, shards the states"
+)
 _CI = "not built yet: slime's own tests check these numbers"
 
 _OFFLOAD = "on CPU trainer and engines keep their memory: there is no device to leave"
@@ -97,7 +109,9 @@ SLIME_STATES: dict[str, FlagState] = {
     "--megatron-config-path": refused("not built yet: overrides per role"),
     "--qwen-gdn-backend": refused("not built yet: linear attention"),
     "--release-train": refused("not built yet: ending the trainer during rollouts"),
-    "--recompute-loss-function": refused("not built yet: recomputing the loss"),
+    "--recompute-loss-function": own_way(
+        "log-probs never keep logits; a custom_loss is called again in the backward pass"
+    ),
     "--freeze-indexer": refused(_SPARSE),
     "--allgather-cp": refused(_SPARSE),
     "--megatron-deepgemm-forward-layers": refused(_DEEPGEMM),
@@ -123,23 +137,10 @@ SLIME_STATES: dict[str, FlagState] = {
     ),
     "--value-clip": refused(_PPO),
     "--lambd": refused(_PPO),
-    "--loss-type": works_with("not built yet: custom_loss", "policy_loss", "sft_loss"),
-    "--custom-loss-function-path": refused("not built yet: custom_loss"),
-    "--custom-pg-loss-reducer-function-path": refused(
-        "not built yet: own reducers; for Dr. GRPO give --disable-grpo-std-normalization with "
-        "--calculate-per-token-loss"
-    ),
-    "--custom-tis-function-path": works_with(
-        "not built yet: own correction functions; --use-tis alone truncates",
-        None,
-        "slime.backends.megatron_utils.loss.icepop_function",
-    ),
     "--ref-update-interval": refused("not built yet: moving the reference"),
     "--use-rollout-entropy": refused("not built yet: entropy in the log-prob pass"),
     "--get-mismatch-metrics": refused("not built yet: mismatch metrics without correction"),
     "--use-stateless-adam": refused("not built yet: Adam without moments"),
-    "--use-routing-replay": refused(_REPLAY),
-    "--use-rollout-routing-replay": refused(_REPLAY),
     "--use-opd": refused(_OPD),
     "--opd-type": refused(_OPD),
     "--opd-kl-coef": refused(_OPD),
@@ -168,12 +169,6 @@ SLIME_STATES: dict[str, FlagState] = {
     "--ci-load-grad-norm": refused(_CI),
     "--async-save": refused("not built yet: saving while training goes on"),
     "--fp16": refused("not built yet: float16; bfloat16 and float32 work"),
-    "--tensor-model-parallel-size": refused(_PARALLEL),
-    "--pipeline-model-parallel-size": refused(_PARALLEL),
-    "--context-parallel-size": refused(_PARALLEL),
-    "--expert-model-parallel-size": refused(_PARALLEL),
-    "--expert-tensor-parallel-size": refused(_PARALLEL, 1),
-    "--sequence-parallel": refused(_PARALLEL),
     "--mtp-num-layers": refused(_MTP, 0),
     "--mtp-loss-scaling-factor": refused(_MTP),
 }
@@ -208,26 +203,27 @@ MEGATRON_STATES: dict[str, FlagState] = {
     "--make-vocab-size-divisible-by": WORKS,
     "--attention-dropout": works_with("dropout is not built: give 0", 0.0),
     "--hidden-dropout": works_with("dropout is not built: give 0", 0.0),
-    "--rotary-interleaved": refused("not built yet: GLM4's interleaved rotary embedding"),
+    "--rotary-interleaved": WORKS,
     "--spec": WORKS,
     "--post-self-attn-layernorm": own_way("follows from model_type in --hf-checkpoint"),
     "--post-mlp-layernorm": own_way("follows from model_type in --hf-checkpoint"),
     "--use-gated-attention": refused("not built yet: gated attention"),
-    "--multi-latent-attention": refused(_MLA),
-    "--q-lora-rank": refused(_MLA),
-    "--kv-lora-rank": refused(_MLA),
-    "--qk-head-dim": refused(_MLA),
-    "--qk-pos-emb-head-dim": refused(_MLA),
-    "--v-head-dim": refused(_MLA),
-    "--rotary-scaling-factor": refused(_MLA),
-    "--mscale": refused(_MLA),
-    "--mscale-all-dim": refused(_MLA),
+    "--multi-latent-attention": WORKS,
+    "--q-lora-rank": WORKS,
+    "--kv-lora-rank": WORKS,
+    "--qk-head-dim": WORKS,
+    "--qk-pos-emb-head-dim": WORKS,
+    "--v-head-dim": WORKS,
+    "--rotary-scaling-factor": WORKS,
+    "--mscale": WORKS,
+    "--mscale-all-dim": WORKS,
+    "--rope-type": WORKS,
     # Kernels: slime has its own layers, without TransformerEngine and Apex.
     "--transformer-impl": own_way("slime's own layers are used, without TransformerEngine"),
     "--attention-backend": own_way(_OWN_ATTENTION),
     "--use-flash-attn": own_way(_OWN_ATTENTION),
     "--attention-softmax-in-fp32": own_way(f"{_OWN_ATTENTION}; its softmax is in float32"),
-    "--no-gradient-accumulation-fusion": own_way("always so: the fusion needs Apex"),
+    "--no-gradient-accumulation-fusion": own_way("gradients are always added in fp32, by torch"),
     "--no-rope-fusion": own_way("always so: the fusion needs TransformerEngine"),
     "--no-masked-softmax-fusion": own_way(_NO_FUSION),
     "--no-bias-gelu-fusion": own_way(_NO_FUSION),
@@ -235,7 +231,7 @@ MEGATRON_STATES: dict[str, FlagState] = {
     "--no-bias-dropout-fusion": own_way(_NO_FUSION),
     "--no-persist-layer-norm": own_way(_NO_FUSION),
     "--moe-grouped-gemm": own_way("always so: experts run as one grouped product"),
-    "--moe-permute-fusion": own_way("slime permutes tokens with its own code"),
+    "--moe-permute-fusion": own_way("always so: tokens are permuted by kernels of our own"),
     # Optimizer and schedule.
     "--optimizer": works_with("only adam is built", "adam"),
     "--weight-decay": WORKS,
@@ -258,6 +254,8 @@ MEGATRON_STATES: dict[str, FlagState] = {
     "--use-distributed-optimizer": own_way("always so"),
     "--accumulate-allreduce-grads-in-fp32": WORKS,
     "--overlap-grad-reduce": WORKS,
+    "--ddp-bucket-size": WORKS,
+    "--ddp-num-buckets": WORKS,
     "--overlap-param-gather": WORKS,
     "--optimizer-cpu-offload": refused(_CPU_ADAM),
     "--overlap-cpu-optimizer-d2h-h2d": refused(_CPU_ADAM),
@@ -267,12 +265,16 @@ MEGATRON_STATES: dict[str, FlagState] = {
     "--recompute-granularity": WORKS,
     "--recompute-method": WORKS,
     "--recompute-num-layers": WORKS,
-    "--recompute-modules": WORKS,
+    "--recompute-modules": works_with(
+        "the other parts are recomputed by code that Megatron has from TransformerEngine",
+        "core_attn",
+        "mlp",
+        "moe",
+        "shared_experts",
+    ),
     # Parallel layouts of the launch scripts.
-    "--decoder-first-pipeline-num-layers": refused(_PARALLEL),
-    "--decoder-last-pipeline-num-layers": refused(_PARALLEL),
-    "--num-layers-per-virtual-pipeline-stage": refused(_PARALLEL),
-    "--num-virtual-stages-per-pipeline-rank": refused(_PARALLEL),
+    "--decoder-first-pipeline-num-layers": WORKS,
+    "--decoder-last-pipeline-num-layers": WORKS,
     # Checkpoints.
     "--ckpt-step": WORKS,
     "--ckpt-format": works_with("only torch_dist is built", "torch_dist"),
@@ -283,25 +285,29 @@ MEGATRON_STATES: dict[str, FlagState] = {
     "--ckpt-fully-parallel-save": own_way(_OWN_CHECKPOINT),
     "--dist-ckpt-save-pre-mcore-014": own_way(_OWN_CHECKPOINT),
     # Mixture of experts.
-    "--num-experts": refused(_MOE),
-    "--moe-layer-freq": refused(_MOE),
-    "--moe-ffn-hidden-size": refused(_MOE),
-    "--moe-shared-expert-intermediate-size": refused(_MOE),
-    "--moe-router-topk": refused(_MOE),
-    "--moe-router-score-function": refused(_MOE),
-    "--moe-router-pre-softmax": refused(_MOE),
-    "--moe-router-enable-expert-bias": refused(_MOE),
-    "--moe-router-bias-update-rate": refused(_MOE),
-    "--moe-router-topk-scaling-factor": refused(_MOE),
-    "--moe-router-num-groups": refused(_MOE),
-    "--moe-router-group-topk": refused(_MOE),
-    "--moe-router-load-balancing-type": refused(_MOE),
-    "--moe-aux-loss-coeff": refused(_MOE),
-    "--moe-token-dispatcher-type": refused(_MOE),
-    "--moe-token-drop-policy": refused(_MOE),
-    "--moe-router-dtype": refused(_MOE),
-    "--moe-enable-deepep": refused(_MOE),
-    "--moe-flex-dispatcher-backend": refused(_MOE),
+    "--num-experts": WORKS,
+    "--moe-layer-freq": WORKS,
+    "--moe-ffn-hidden-size": WORKS,
+    "--moe-shared-expert-intermediate-size": WORKS,
+    "--moe-router-topk": WORKS,
+    "--moe-router-score-function": works_with(
+        "no family that slime knows has it", "softmax", "sigmoid"
+    ),
+    "--moe-router-pre-softmax": WORKS,
+    "--moe-router-enable-expert-bias": WORKS,
+    "--moe-router-bias-update-rate": WORKS,
+    "--moe-router-topk-scaling-factor": WORKS,
+    "--moe-router-num-groups": WORKS,
+    "--moe-router-group-topk": WORKS,
+    "--moe-router-load-balancing-type": works_with(
+        _BALANCE, "none", "aux_loss", "seq_aux_loss", "global_aux_loss"
+    ),
+    "--moe-aux-loss-coeff": works_with(f"not built: {_BALANCE}", 0.0),
+    "--moe-token-dispatcher-type": own_way(_DISPATCHER),
+    "--moe-token-drop-policy": own_way("no token is dropped"),
+    "--moe-router-dtype": works_with("engines choose experts in fp32", "fp32"),
+    "--moe-enable-deepep": own_way(_DISPATCHER),
+    "--moe-flex-dispatcher-backend": own_way(_DISPATCHER),
     # Low precision, profiles, reproducibility.
     "--fp8-format": refused(_FP8),
     "--fp8-recipe": refused(_FP8),
@@ -310,7 +316,7 @@ MEGATRON_STATES: dict[str, FlagState] = {
     "--profile-step-start": refused(_PROFILE),
     "--profile-step-end": refused(_PROFILE),
     "--memory-snapshot-path": refused(_MEMORY),
-    "--deterministic-mode": refused("not built yet: deterministic kernels on CUDA"),
+    "--deterministic-mode": WORKS,
 }
 
 # Reasons for whole groups of Megatron's options, as its parser names them.
@@ -323,8 +329,8 @@ MEGATRON_GROUPS: dict[str, str] = {
     "inference": "engines generate, not Megatron",
     "profiling": _PROFILE,
     "Transformer-Engine": _FP8,
-    "moe": _MOE,
-    "mla": _MLA,
+    "moe": _UPCYCLING,
+    "mla": _LATENTS,
     "sft": "slime's SFT is --loss-type sft_loss",
     "biencoder": "not a model slime trains",
     "vision": "not a model slime trains",

@@ -28,7 +28,7 @@ class TrainConfig:
         False, "Recompute the loss in the backward pass: less memory, more time."
     )
     log_probs_chunk_size: int = flag(
-        -1, "Tokens per chunk of the log-prob and entropy computation; -1 takes all at once."
+        -1, "Tokens per chunk of the log-prob and entropy computation; -1 = by memory."
     )
     only_train_params_name_list: tuple[str, ...] | None = flag(
         None, "Train only parameters whose name matches one of these regular expressions."

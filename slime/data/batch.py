@@ -128,6 +128,9 @@ class RolloutBatch:
         truncated: True when the answer was cut by its length limit.
         rollout_log_probs: fp32, rows [R], by the engine; None when no sample has them.
         teacher_log_probs: fp32, rows [R]; None when no sample has them.
+        rollout_routed_experts: int16 [S - 1, layers, experts per token] of each sample, as the
+            engine chose them; a row of -1 was not recorded, None = none of the sample. None when
+            no sample has them.
         steps: the optimizer steps of this round, in order.
         extras: optional columns for plugins (`metadata`, `round_number`, ...), each a list of one
             entry per sample.
@@ -145,6 +148,7 @@ class RolloutBatch:
     truncated: tuple[bool, ...]
     rollout_log_probs: Ragged | None = None
     teacher_log_probs: Ragged | None = None
+    rollout_routed_experts: tuple[Tensor | None, ...] | None = None
     steps: tuple[StepPlan, ...] = ()
     extras: dict[str, list[Any]] = field(default_factory=dict[str, list[Any]])
 

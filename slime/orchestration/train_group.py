@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from slime.config.config import Config
+from slime.config.layout import data_parallel_rank
 from slime.errors import SlimeError
 from slime.orchestration.placement import Placement
 from slime.orchestration.train_actor import TrainActor, TrainReport
@@ -79,18 +80,16 @@ class TrainGroup:
         self, rollout_id: int, batches: Sequence["ray.ObjectRef[RolloutBatch]"]
     ) -> TrainReport:
         """Update the model on one rollout; rank 0's metrics, the samples of all ranks."""
-        ranks_per_batch = len(self._actors) // len(batches)
-        # Data-parallel ranks are the outermost but pipeline ones; with tp = pp = cp = 1 rank and
-        # dp_rank are the same.
+        batch_of = [data_parallel_rank(self._config, rank) for rank in range(len(self._actors))]
         calls = {
-            f"train rank {rank}": actor.train.remote(rollout_id, batches[rank // ranks_per_batch])
+            f"train rank {rank}": actor.train.remote(rollout_id, batches[batch_of[rank]])
             for rank, actor in enumerate(self._actors)
         }
         reports: list[TrainReport] = wait_for(
             calls, action=f"train on rollout {rollout_id}", timeout_s=self._config.train_timeout_s
         )
         # Ranks of one batch say the same: one of them speaks for it.
-        per_batch = [report.consumed for report in reports[::ranks_per_batch]]
+        per_batch = [reports[batch_of.index(n)].consumed for n in range(len(batches))]
         steps = [sorted(chain.from_iterable(ranks)) for ranks in zip(*per_batch, strict=True)]
         return replace(reports[0], consumed=steps)
 

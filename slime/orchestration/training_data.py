@@ -4,6 +4,7 @@ from argparse import Namespace
 from typing import Any
 
 from slime.config.config import Config
+from slime.config.layout import micro_batch_multiple
 from slime.data.batch import RolloutBatch
 from slime.data.sample import Sample
 from slime.plugins import load_function
@@ -24,6 +25,7 @@ def make_batches(
         "rollout_id": rollout_id,
         "dp_size": dp_size,
         "cp_size": config.context_parallel_size,
+        "micro_batch_multiple": micro_batch_multiple(config),
     }
     convert = config.custom_convert_samples_to_train_data_path
     if convert:

@@ -5,11 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from slime.config.config import Config
 from slime.data.batch import FILLER_INDEX, Ragged, RolloutBatch, StepPlan
 from slime.data.sample import Sample
+from slime.errors import DataError
 from slime.training.interface import Metrics
 from slime.training.schedule import Schedule, StepSchedule, plan_steps, schedule_options
 from slime.training.train_data import (
@@ -20,6 +23,8 @@ from slime.training.train_data import (
 )
 
 logger = logging.getLogger(__name__)
+
+_MOST_EXPERTS = 2**15 - 1
 
 
 def make_rollout_batches(
@@ -131,6 +136,8 @@ def _add_filler(data: TrainData, lengths: Sequence[int]) -> None:
     for name in ("loss_masks", "rollout_log_probs", "teacher_log_probs"):
         if name in data:
             data[name][-1] = [0.0] * data["response_lengths"][-1]
+    if "rollout_routed_experts" in data:
+        data["rollout_routed_experts"][-1] = None
     data["rewards"][-1] = data["raw_reward"][-1] = 0.0
     data["truncated"][-1] = 0
     data["sample_indices"][-1] = data["rollout_ids"][-1] = FILLER_INDEX
@@ -186,6 +193,32 @@ def _select(
         truncated=tuple(map(bool, column("truncated"))),
         rollout_log_probs=ragged("rollout_log_probs"),
         teacher_log_probs=ragged("teacher_log_probs"),
+        rollout_routed_experts=_routed_experts(data, order),
         steps=plans,
         extras={name: column(name) for name in data if name not in KNOWN},
     )
+
+
+def _routed_experts(data: TrainData, order: Sequence[int]) -> tuple[Tensor | None, ...] | None:
+    """Half as large as the engine gives them: they are the largest column by far.
+
+    Raises:
+        DataError: what a sample has are no numbers of experts.
+    """
+    if "rollout_routed_experts" not in data:
+        return None
+    rows, indices = data["rollout_routed_experts"], data["sample_indices"]
+    return tuple([_narrow(rows[i], indices[i]) for i in order])
+
+
+def _narrow(experts: Any, index: int) -> Tensor | None:
+    if experts is None:
+        return None
+    array = np.asarray(experts)
+    is_number = array.dtype.kind in "iu" and array.ndim == 3
+    if not is_number or (array.size and not -1 <= array.min() <= array.max() <= _MOST_EXPERTS):
+        raise DataError(
+            f"sample {index}: rollout_routed_experts must be numbers of experts, [tokens - 1, "
+            f"layers, experts per token]; found {array.dtype} {list(array.shape)}"
+        )
+    return torch.from_numpy(array.astype(np.int16))  # pyright: ignore[reportUnknownMemberType]

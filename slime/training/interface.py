@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -39,6 +39,42 @@ class ParallelLayout:
     ep_rank: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class WholeSamples:
+    """The samples of a micro-batch in one piece, for a user's function; N counts all their response
+    tokens, also those that other context-parallel ranks own.
+
+    Attributes:
+        total_lengths, response_lengths: S and R of each sample.
+        columns: [R] rows per sample of `TrainStep.columns`, on the device of the outputs.
+        owned: [T] int64, which of the N tokens this rank owns; None = all.
+        join: [T] of this rank -> [N], the sum over context-parallel ranks; no gradient.
+        num_rollouts, num_tokens: of the whole optimizer step, over all ranks.
+    """
+
+    total_lengths: list[int]
+    response_lengths: list[int]
+    columns: Mapping[str, list[Tensor]]
+    owned: Tensor | None
+    join: Callable[[Tensor], Tensor]
+    num_rollouts: int
+    num_tokens: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logits:
+    """What only a loss of the user's own pays for: the logits of every token of a pack.
+
+    Attributes:
+        values: [1, S, V / tp] in the model's dtype, of this rank's tokens and part of the
+            vocabulary; carries the gradient.
+        batch: what goes with them under documented names (`tokens`, `packed_seq_params`, ...).
+    """
+
+    values: Tensor
+    batch: Mapping[str, Any]
+
+
 @dataclass(frozen=True)
 class TokenView:
     """This rank's response tokens of one micro-batch, as a loss sees them.
@@ -47,7 +83,8 @@ class TokenView:
     this rank owns under context parallelism; prompt and padding tokens never appear.
 
     Attributes:
-        log_probs: [T] fp32, natural log, temperature applied; carries the gradient.
+        log_probs: [T] fp32, natural log, temperature applied; carries the gradient. NaN where
+            `values` or `logits` are there instead.
         entropy: [T] fp32 of the same distribution; carries the gradient; None unless
             `TrainStep.needs_entropy`.
         columns: [T] fp32 slices of `TrainStep.columns`, no gradient.
@@ -56,6 +93,9 @@ class TokenView:
         num_segments: samples in the micro-batch.
         segment_sum: [T] -> [num_segments], the sum over the *whole* response of each sample
             (summed over context- parallel ranks); differentiable.
+        values: [T] fp32, of a critic; carries the gradient.
+        logits: where `TrainStep.needs_logits`.
+        samples: the same samples whole, made when called; None where a trainer does not offer them.
     """
 
     log_probs: Tensor
@@ -64,6 +104,9 @@ class TokenView:
     segments: Tensor
     num_segments: int
     segment_sum: Callable[[Tensor], Tensor]
+    values: Tensor | None = None
+    logits: Logits | None = None
+    samples: Callable[[], WholeSamples] | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +137,7 @@ class TrainStep:
         columns: name -> one [R] fp32 tensor per sample of `batch` (advantages, old_log_probs,
             loss_mask, weight, ...); the backend slices each to `TokenView.columns`.
         needs_entropy: compute `TokenView.entropy`.
+        needs_logits: give `TokenView.logits`, and neither log-probs nor entropy.
         step_id: number of the step within the rollout.
     """
 
@@ -101,6 +145,7 @@ class TrainStep:
     plan: StepPlan
     columns: Mapping[str, list[Tensor]]
     needs_entropy: bool = False
+    needs_logits: bool = False
     step_id: int = 0
 
 
@@ -121,7 +166,11 @@ class Trainer(Protocol):
         ...
 
     def values(self, batch: RolloutBatch) -> list[Tensor]:
-        """The critic's values of the response tokens, a whole [R] fp32 CPU tensor per sample."""
+        """The critic's values, a whole [R] fp32 CPU tensor per sample, on every rank.
+
+        Entry i is the value of the state in which response token i is chosen: it stands where that
+        token's log-prob does. Only a trainer of role "critic" has them.
+        """
         ...
 
     def train_step(self, step: TrainStep, loss_fn: LossFn) -> Metrics:

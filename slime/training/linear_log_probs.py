@@ -41,10 +41,14 @@ class OutputWeight:
         weight: [V, H], or [V / n, H] of this rank.
         gradient: [V, H] buffer, usually fp32, to which the backward pass adds; None: the gradient
             is returned to autograd in the weight's dtype.
+        marks_buffer: tell the hooks of Megatron's gradient buffers that `gradient` is complete: set
+            `weight.grad_added_to_main_grad` and return the weight itself, whose values nobody
+            reads, as the gradient that such a hook wants to see.
     """
 
     weight: Tensor
     gradient: Tensor | None = None
+    marks_buffer: bool = False
 
 
 def linear_log_probs_and_entropy(
@@ -84,9 +88,7 @@ def linear_log_probs_and_entropy(
         group=vocab_group,
     )
     # `apply` has no types in torch.
-    outputs = cast(Any, _LinearLogProbs).apply(
-        hidden, output.weight, targets, output.gradient, layout
-    )
+    outputs = cast(Any, _LinearLogProbs).apply(hidden, output.weight, targets, output, layout)
     return cast(tuple[Tensor, Tensor | None], outputs)
 
 
@@ -100,7 +102,11 @@ def _chunk_rows(chunk_size: int, hidden: Tensor, num_columns: int) -> int:
 
 
 class _LinearLogProbs(torch.autograd.Function):
-    """Saves hidden states and, [T] each, largest logit, log-normaliser and entropy."""
+    """Saves hidden states and, [T] each, largest logit, log-normaliser and entropy.
+
+    Logits that fit into one chunk on a CPU are kept, less their largest: there a second product
+    costs more than the memory.
+    """
 
     @staticmethod
     def forward(
@@ -108,21 +114,25 @@ class _LinearLogProbs(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         targets: Tensor,
-        gradient: Tensor | None,
+        output: OutputWeight,
         layout: ChunkLayout,
     ) -> tuple[Tensor, Tensor | None]:
         log_probs = torch.empty(hidden.shape[0], dtype=work_dtype(hidden), device=hidden.device)
         top, log_norm = torch.empty_like(log_probs), torch.empty_like(log_probs)
         entropy = torch.empty_like(log_probs) if layout.needs_entropy else None
+        kept: Tensor | None = None
         for chunk in layout.chunks(hidden.shape[0]):
-            x = _scaled_logits(hidden[chunk], weight, layout)
-            log_probs[chunk], top[chunk], log_norm[chunk], chunk_entropy = forward_chunk(
+            x = _product(hidden[chunk], weight[: layout.num_columns].t())
+            if layout.rows >= hidden.shape[0] and not x.is_cuda:
+                kept = x
+            log_probs[chunk], top[chunk], log_norm[chunk], chunk_entropy = _forward_chunk(
                 x, targets[chunk], layout
             )
             if entropy is not None and chunk_entropy is not None:
                 entropy[chunk] = chunk_entropy
         ctx.layout = layout
-        ctx.gradient = gradient
+        ctx.output = output
+        ctx.kept = kept
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(hidden, weight, targets, top, log_norm, entropy)
         return log_probs, entropy
@@ -134,40 +144,100 @@ class _LinearLogProbs(torch.autograd.Function):
             return None, None, None, None, None
         layout: ChunkLayout = ctx.layout
         hidden, weight, targets, top, log_norm, entropy = ctx.saved_tensors
-        sums: Tensor | None = ctx.gradient
+        output: OutputWeight = ctx.output
+        sums = output.gradient
         if sums is None and ctx.needs_input_grad[1]:
             sums = torch.zeros(weight.shape, dtype=work_dtype(weight), device=weight.device)
         grad_hidden = torch.empty_like(hidden)
         columns = weight[: layout.num_columns]
         for chunk in layout.chunks(hidden.shape[0]):
-            log_p = _scaled_logits(hidden[chunk], weight, layout)
-            part = backward_chunk(
-                log_p.sub_(top[chunk, None]).sub_(log_norm[chunk, None]),
-                layout.local(targets[chunk]),
+            grad_logits = _backward_chunk(
+                _product(hidden[chunk], columns.t()) if ctx.kept is None else None,
+                ctx.kept,
+                targets[chunk],
+                layout,
+                (top[chunk], log_norm[chunk]),
                 None if grad_log_probs is None else grad_log_probs[chunk],
                 None if grad_entropy is None else (grad_entropy[chunk], entropy[chunk]),
+                weight.dtype,
             )
-            grad_logits = part.div_(layout.temperature).to(weight.dtype)
-            del log_p, part
             grad_hidden[chunk] = grad_logits @ columns
             if sums is not None:
                 _add_weight_gradient(sums, grad_logits, hidden[chunk])
-        is_returned = sums is not None and ctx.gradient is None
-        grad_weight = cast(Tensor, sums).to(weight.dtype) if is_returned else None
-        return grad_hidden, grad_weight, None, None, None
+        ctx.kept = None
+        return grad_hidden, _weight_gradient(weight, sums, output), None, None, None
 
 
-def _scaled_logits(hidden: Tensor, weight: Tensor, layout: ChunkLayout) -> Tensor:
-    """[n, columns] fp32 logits divided by the temperature."""
-    logits = _product(hidden, weight[: layout.num_columns].t())
-    return logits if layout.temperature == 1.0 else logits.div_(layout.temperature)
+def _weight_gradient(weight: Tensor, sums: Tensor | None, output: OutputWeight) -> Tensor | None:
+    """What autograd gets for the weight."""
+    if output.gradient is None:
+        return None if sums is None else sums.to(weight.dtype)
+    if not output.marks_buffer:
+        return None
+    cast(Any, weight).grad_added_to_main_grad = True
+    return weight.detach()
+
+
+def _forward_chunk(
+    x: Tensor, targets: Tensor, layout: ChunkLayout
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """As `forward_chunk`, from [n, columns] logits; on a CPU they are scaled and shifted in place."""
+    if x.is_cuda:
+        from slime.training import log_probs_triton
+
+        return log_probs_triton.forward_chunk(x, targets, layout)
+    if layout.temperature != 1.0:
+        x.div_(layout.temperature)
+    return forward_chunk(x, targets, layout)
+
+
+def _backward_chunk(
+    x: Tensor | None,
+    shifted: Tensor | None,
+    targets: Tensor,
+    layout: ChunkLayout,
+    statistics: tuple[Tensor, Tensor],
+    grad_log_probs: Tensor | None,
+    entropy_terms: tuple[Tensor, Tensor] | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """[n, columns] of `dtype`: the gradient of the logits.
+
+    Args:
+        x: the logits again, overwritten; or None with
+        shifted: what `_forward_chunk` left of them on a CPU, overwritten.
+        statistics: [n] largest scaled logit and log of the sum beside it.
+    """
+    top, log_norm = statistics
+    if x is not None and x.is_cuda:
+        from slime.training import log_probs_triton
+
+        return log_probs_triton.backward_chunk(
+            x, targets, layout, statistics, grad_log_probs, entropy_terms, dtype
+        )
+    if x is not None:
+        shifted = (x if layout.temperature == 1.0 else x.div_(layout.temperature)).sub_(
+            top[:, None]
+        )
+    assert shifted is not None, "either logits or what was kept of them"
+    log_p = shifted.sub_(log_norm[:, None])
+    grad = backward_chunk(log_p, layout.local(targets), grad_log_probs, entropy_terms)
+    return grad.div_(layout.temperature).to(dtype)
 
 
 def _add_weight_gradient(sums: Tensor, grad_logits: Tensor, hidden: Tensor) -> None:
     """Add grad_logits^T @ hidden to `sums`, some rows of the weight at a time."""
     for start in range(0, grad_logits.shape[1], _WEIGHT_ROWS):
         columns = grad_logits[:, start : start + _WEIGHT_ROWS]
-        sums[start : start + columns.shape[1]] += _product(columns.t(), hidden)
+        add_product(sums[start : start + columns.shape[1]], columns.t(), hidden)
+
+
+def add_product(sums: Tensor, a: Tensor, b: Tensor) -> None:
+    """sums += a @ b; into a fp32 buffer on CUDA by the product itself, without rounding it."""
+    if sums.is_cuda and sums.dtype == torch.float32 and a.dtype != torch.float32:
+        torch.ops.aten.addmm.dtype_out(sums, a, b, torch.float32, out=sums)
+    else:
+        sums += _product(a, b)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

@@ -3,13 +3,16 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from slime.config.config import Config
 from slime.errors import ConfigError
+from slime.plugins import load_function
 from slime.training.algorithms.base import Algorithm, load_algorithm
+from slime.training.custom_loss import OwnCorrection, OwnReducer, custom_loss
 from slime.training.importance import (
     ImportanceWeights,
     masked_importance_weights,
@@ -39,6 +42,8 @@ class PolicyLossOptions:
         kl_kind: its estimator.
         unbiased_kl: weight the estimate by the ratio.
         correction: trainer/engine mismatch weights; None = none.
+        own_correction: the user's function in its place.
+        own_reducer: the user's function that sums the surrogate; None = with the column `weight`.
         opsm_delta: drift above which a bad response is masked; None = never.
         old_is_rollout: the engine's log-probs are the old ones.
     """
@@ -49,15 +54,17 @@ class PolicyLossOptions:
     kl_kind: KlKind = "k1"
     unbiased_kl: bool = False
     correction: Correction | None = None
+    own_correction: OwnCorrection | None = None
+    own_reducer: OwnReducer | None = None
     opsm_delta: float | None = None
     old_is_rollout: bool = False
 
 
-def policy_loss_options(config: Config) -> PolicyLossOptions:
-    """The options that the flags ask for.
+def policy_loss_options(config: Config, args: Any = None) -> PolicyLossOptions:
+    """The options that the flags ask for; `args` is what users' functions receive.
 
     Raises:
-        ConfigError: a custom function that the loss cannot call yet.
+        ConfigError: a path of a function leads nowhere.
     """
     high = config.eps_clip if config.eps_clip_high is None else config.eps_clip_high
     return PolicyLossOptions(
@@ -67,13 +74,18 @@ def policy_loss_options(config: Config) -> PolicyLossOptions:
         kl_kind=config.kl_loss_type,
         unbiased_kl=config.use_unbiased_kl,
         correction=_correction(config),
+        own_correction=_own_correction(config, args),
+        own_reducer=_own_reducer(config),
         opsm_delta=config.opsm_delta if config.use_opsm else None,
         old_is_rollout=config.use_rollout_logprobs,
     )
 
 
-def make_loss_fn(config: Config) -> LossFn:
+def make_loss_fn(config: Config, args: Any = None) -> LossFn:
     """The loss that `--loss-type` and the flags around it describe.
+
+    Args:
+        args: the flat namespace that users' functions receive.
 
     It reads these columns of the view, each [T]: `weight` (mask over the step's denominator; the
     loss and each metric are sums of weight x value), and for a policy loss also `loss_mask`,
@@ -82,21 +94,22 @@ def make_loss_fn(config: Config) -> LossFn:
     ones, detached, stand for them.
 
     Raises:
-        ConfigError: the flags ask for a loss that is not built.
+        ConfigError: a path of a user's function is missing or leads nowhere.
     """
     if config.loss_type == "sft_loss":
         return sft_loss
-    if config.loss_type != "policy_loss":
-        raise ConfigError(
-            f"--loss-type {config.loss_type} is not built; use policy_loss or sft_loss"
-        )
-    if config.custom_pg_loss_reducer_function_path is not None:
-        raise ConfigError(
-            "--custom-pg-loss-reducer-function-path is not built; for Dr. GRPO use "
-            "--disable-grpo-std-normalization with --calculate-per-token-loss"
+    if config.loss_type == "custom_loss":
+        if config.custom_loss_function_path is None:
+            raise ConfigError("--loss-type custom_loss needs --custom-loss-function-path.")
+        return partial(
+            custom_loss,
+            function=load_function(config.custom_loss_function_path),
+            args=args,
+            per_token=config.calculate_per_token_loss,
+            recomputes=config.recompute_loss_function,
         )
     algorithm = load_algorithm(config.advantage_estimator)
-    return partial(policy_loss, algorithm=algorithm, options=policy_loss_options(config))
+    return partial(policy_loss, algorithm=algorithm, options=policy_loss_options(config, args))
 
 
 def policy_loss(view: TokenView, *, algorithm: Algorithm, options: PolicyLossOptions) -> LossTerms:
@@ -105,13 +118,23 @@ def policy_loss(view: TokenView, *, algorithm: Algorithm, options: PolicyLossOpt
     Returns:
         The loss and the metrics pg_loss, pg_clipfrac, ppo_kl, entropy_loss (the entropy itself),
         kl_loss, train_rollout_logprob_abs_diff, ois, tis, tis_clipfrac, tis_abs, opsm_clipfrac;
-        those whose inputs are there.
+        those whose inputs are there, and what an own correction reports. Tokens that it drops are
+        in none of them.
     """
     weight = view.columns["weight"]
     trainer = view.columns.get("old_log_probs", view.log_probs.detach())
     old = view.columns["rollout_log_probs"] if options.old_is_rollout else trainer
     surrogate, values = _surrogate(view, old, algorithm, options)
-    loss = pg_loss = masked_sum(surrogate, weight)
+    masks: list[Tensor] | None = None
+    if options.own_correction is not None:
+        corrected = options.own_correction(view, surrogate, old)
+        surrogate, masks = corrected.per_token, corrected.masks
+        weight = weight * corrected.kept
+        values |= {"ois": bounded_ratio(-values["ppo_kl"]), **corrected.metrics}
+    if options.own_reducer is None:
+        loss = pg_loss = masked_sum(surrogate, weight)
+    else:
+        loss = pg_loss = options.own_reducer(view, surrogate, masks)
     if view.entropy is not None:
         values["entropy_loss"] = view.entropy
         if options.entropy_coef != 0.0:
@@ -163,13 +186,22 @@ def _kl_to_reference(view: TokenView, old: Tensor, options: PolicyLossOptions) -
 
 
 def _correction(config: Config) -> Correction | None:
-    path = config.custom_tis_function_path
-    if path not in (None, ICEPOP_PATH):
-        raise ConfigError(
-            f"--custom-tis-function-path {path}: own functions are not built yet; use --use-tis "
-            f"alone, or {ICEPOP_PATH} for IcePop"
-        )
-    if not config.use_tis:
+    if not config.use_tis or config.custom_tis_function_path not in (None, ICEPOP_PATH):
         return None
-    kind = truncated_importance_weights if path is None else masked_importance_weights
+    is_icepop = config.custom_tis_function_path == ICEPOP_PATH
+    kind = masked_importance_weights if is_icepop else truncated_importance_weights
     return partial(kind, low=config.tis_clip_low, high=config.tis_clip)
+
+
+def _own_correction(config: Config, args: Any) -> OwnCorrection | None:
+    path = config.custom_tis_function_path
+    if not config.use_tis or path is None or path == ICEPOP_PATH:
+        return None
+    return OwnCorrection(function=load_function(path), args=args)
+
+
+def _own_reducer(config: Config) -> OwnReducer | None:
+    path = config.custom_pg_loss_reducer_function_path
+    if path is None:
+        return None
+    return OwnReducer(function=load_function(path), per_token=config.calculate_per_token_loss)

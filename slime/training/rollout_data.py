@@ -24,6 +24,8 @@ _LOSS_COLUMNS = {
     "ref_log_probs": "ref_log_probs",
     "rollout_log_probs": "rollout_log_probs",
 }
+# What a loss of the user's own may read besides.
+_CUSTOM_LOSS_COLUMNS = {name: name for name in ("returns", "values", "teacher_log_probs")}
 _TOKEN_METRICS = (
     "log_probs",
     "ref_log_probs",
@@ -56,6 +58,8 @@ def make_rollout_data(batch: RolloutBatch) -> RolloutData:
         data["rollout_log_probs"] = batch.rollout_log_probs.rows()
     if batch.teacher_log_probs is not None:
         data["teacher_log_probs"] = batch.teacher_log_probs.rows()
+    if batch.rollout_routed_experts is not None:
+        data["rollout_routed_experts"] = list(batch.rollout_routed_experts)
     return data
 
 
@@ -81,12 +85,17 @@ def check_rows(data: RolloutData, flag: str, *, required: Sequence[str] = ()) ->
 
 
 def loss_columns(
-    batch: RolloutBatch, data: RolloutData, *, per_token: bool
+    batch: RolloutBatch, data: RolloutData, *, per_token: bool, is_custom: bool = False
 ) -> dict[str, list[Tensor]]:
-    """The columns a loss reads, [R] fp32 per sample; `weight` follows the masks as they are now."""
+    """The columns a loss reads, [R] fp32 per sample; `weight` follows the masks as they are now.
+
+    Args:
+        is_custom: the loss is the user's own, who may read more.
+    """
+    sources = _LOSS_COLUMNS | _CUSTOM_LOSS_COLUMNS if is_custom else _LOSS_COLUMNS
     columns: dict[str, list[Tensor]] = {
         name: [_plain_fp32(row) for row in data[source]]
-        for name, source in _LOSS_COLUMNS.items()
+        for name, source in sources.items()
         if source in data
     }
     columns["weight"] = token_weights(batch, columns["loss_mask"], per_token=per_token)

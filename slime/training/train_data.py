@@ -32,6 +32,7 @@ RAGGED = ("loss_masks", "rollout_log_probs", "teacher_log_probs")
 KNOWN = (
     *REQUIRED,
     *RAGGED,
+    "rollout_routed_experts",
     "raw_reward",
     "truncated",
     "sample_indices",

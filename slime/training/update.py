@@ -92,9 +92,9 @@ def run_update(
         ConfigError: the flags ask for something that is not built.
         DataError: rollout log-probs are needed and missing, or a hook left a column unusable.
     """
-    loss_fn = make_loss_fn(config)
+    loss_fn = make_loss_fn(config, hooks.args)
     data = make_rollout_data(batch)
-    if config.loss_type == "policy_loss":
+    if _uses_advantages(config):
         algorithm = _checked_algorithm(config, data)
         _add_log_probs(trainer, batch, config, hooks, data, algorithm)
         if not config.disable_compute_advantages_and_returns:
@@ -113,6 +113,7 @@ def run_update(
                 plan=plan,
                 columns=columns,
                 needs_entropy=config.loss_type == "policy_loss",
+                needs_logits=config.loss_type == "custom_loss",
                 step_id=step_id,
             )
             with span("train_step"):
@@ -121,9 +122,16 @@ def run_update(
     return UpdateResult(step_metrics=step_metrics, rollout_metrics=rollout_metrics)
 
 
+def _uses_advantages(config: Config) -> bool:
+    """Whether log-probs of the round, and advantages unless forbidden, are made for the loss."""
+    if config.loss_type == "custom_loss":  # one that needs none says so
+        return not config.disable_compute_advantages_and_returns
+    return config.loss_type == "policy_loss"
+
+
 def needs_reference(config: Config) -> bool:
     """Whether the loss or the reward has a KL to the reference with a weight other than 0."""
-    if config.loss_type != "policy_loss":
+    if not _uses_advantages(config):
         return False
     return config.kl_coef != 0.0 or (config.use_kl_loss and config.kl_loss_coef != 0.0)
 
@@ -140,6 +148,7 @@ def needs_old_log_probs(config: Config, num_steps: int, hooks: UpdateHooks = _NO
     replays_own_experts = config.use_routing_replay and not config.use_rollout_routing_replay
     return (
         num_steps != 1
+        or config.loss_type == "custom_loss"
         or config.kl_coef != 0.0
         or config.keep_old_actor
         or config.get_mismatch_metrics
@@ -239,4 +248,9 @@ def _checked_columns(
             "--disable-compute-advantages-and-returns, or fill them in the function of "
             "--rollout-data-postprocess-path"
         )
-    return loss_columns(batch, data, per_token=config.calculate_per_token_loss)
+    return loss_columns(
+        batch,
+        data,
+        per_token=config.calculate_per_token_loss,
+        is_custom=config.loss_type == "custom_loss",
+    )

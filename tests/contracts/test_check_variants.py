@@ -116,7 +116,12 @@ FLAG_VARIANTS: list[tuple[Changes, str]] = [
     ({"advantage_estimator": "grop"}, r"--advantage-estimator: no choice 'grop'; did you mean 'gr"),
     ({"lr": "-1"}, r"--lr must be at least 0, found -1"),
     ({"freeze_indexer": ""}, r"--freeze-indexer: not built yet: DeepSeek sparse attention"),
-    ({"tensor_model_parallel_size": "2"}, r"--tensor-model-parallel-size 2: not built yet"),
+    ({"context_parallel_size": "2"}, r"tensor x pipeline x context parallel size = 2 does not div"),
+    ({"expert_model_parallel_size": "2"}, r"--expert-model-parallel-size 2: the model has no exp"),
+    (
+        {"num_virtual_stages_per_pipeline_rank": "2"},
+        r"needs --pipeline-model-parallel-size above 1",
+    ),
     ({"global_batch_size": "96"}, r"96 does not divide .* = 256; try 64 or 128"),
     (
         {"use_dynamic_batch_size": None, "max_tokens_per_gpu": None, "micro_batch_size": "3"},

@@ -21,6 +21,7 @@ from support.megatron_runs import (
     train_step,
     trainer_config,
 )
+from support.ranks import one_group_at_a_time
 
 WORLD_SIZE = 2
 
@@ -37,17 +38,26 @@ def folder(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     paths = [str(Path(worker.__file__).parents[1]), str(Path(worker.__file__).parents[2])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     port = str(free_port())
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, worker.__file__, str(rank), str(WORLD_SIZE), port, model, str(folder)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(WORLD_SIZE)
-    ]
-    outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
+    with one_group_at_a_time():
+        ranks = [
+            subprocess.Popen(
+                [
+                    sys.executable,
+                    worker.__file__,
+                    str(rank),
+                    str(WORLD_SIZE),
+                    port,
+                    model,
+                    str(folder),
+                ],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(WORLD_SIZE)
+        ]
+        outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0] * WORLD_SIZE, "\n".join(outputs)
     return folder
 

@@ -2,7 +2,7 @@
 
 import json
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -143,14 +143,19 @@ def loss_columns(batch: RolloutBatch) -> dict[str, list[Tensor]]:
 
 
 def policy_gradient_loss(view: TokenView) -> LossTerms:
-    """Weight x advantage x -log-prob, less some entropy, plus a term of whole responses."""
+    """Weight x advantage x -log-prob, less some entropy, plus a term of whole responses.
+
+    That term is the square of each response's sum, written as a sum over tokens: ranks that share a
+    sequence add up their tokens' parts.
+    """
     weight = view.columns["weight"]
     loss = -(weight * view.columns["advantages"] * view.log_probs).sum()
     assert view.entropy is not None
     loss = loss - 0.01 * (weight * view.entropy).sum()
-    sums = view.segment_sum(weight * view.log_probs)
+    weighted = weight * view.log_probs
+    sums = view.segment_sum(weighted)
     return LossTerms(
-        loss=loss + 0.1 * sums.square().sum(),
+        loss=loss + 0.1 * (weighted * sums[view.segments]).sum(),
         metrics={"entropy_loss": (weight * view.entropy).sum()},
     )
 
@@ -170,7 +175,9 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def start_trainer(config: Config, *, rank: int = 0, world_size: int = 1, port: int = 0) -> Any:
+def start_trainer(
+    config: Config, *, rank: int = 0, world_size: int = 1, port: int = 0, role: str = "actor"
+) -> Any:
     """A MegatronTrainer that shares this process's group with earlier ones."""
     from slime.backends.megatron.trainer import MegatronTrainer
 
@@ -181,7 +188,13 @@ def start_trainer(config: Config, *, rank: int = 0, world_size: int = 1, port: i
         local_rank=rank,
         master_addr="127.0.0.1",
         master_port=port or free_port(),
+        role=role,  # pyright: ignore[reportArgumentType]
     )
+
+
+def weights_of(trainer: Any) -> dict[str, Tensor]:
+    """Copies of all weights, by their Hugging Face names; collective."""
+    return {key: tensor.clone() for key, tensor in trainer.named_weights()}
 
 
 @dataclass(frozen=True)
@@ -191,15 +204,22 @@ class Reference:
     Attributes:
         losses, grad_norms: of each step, before clipping.
         weights: after the last step, under their names on disk.
+        log_probs: [R] per sample of the probe, after the last step.
     """
 
     losses: list[float]
     grad_norms: list[float]
     weights: dict[str, Tensor]
+    log_probs: list[Tensor]
 
 
 def reference_run(
-    model_path: str | Path, batches: Sequence[RolloutBatch], *, lr: float = 1e-3, clip: float = 1.0
+    model_path: str | Path,
+    batches: Sequence[RolloutBatch],
+    *,
+    lr: float = 1e-3,
+    clip: float = 1.0,
+    probe: RolloutBatch | None = None,
 ) -> Reference:
     """One optimizer step per batch, with the optimizer settings of `trainer_config`."""
     model = hf_model(model_path)
@@ -215,13 +235,30 @@ def reference_run(
     norms: list[float] = []
     for batch in batches:
         optimizer.zero_grad()
-        loss = policy_gradient_loss(_whole_view(model, batch)).loss
+        loss = policy_gradient_loss(whole_view(model, batch)).loss
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), clip)))
         optimizer.step()
         losses.append(float(loss.detach()))
     weights = {name: p.detach() for name, p in model.named_parameters()}
-    return Reference(losses, norms, weights)
+    weights |= {n: b for n, b in model.named_buffers() if n.endswith("e_score_correction_bias")}
+    with torch.no_grad():
+        log_probs = [] if probe is None else hf_log_probs(model, probe)
+    return Reference(losses, norms, dict(_published(weights)), log_probs)
+
+
+def _published(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The names on disk: transformers holds the experts of a layer as one tensor."""
+    for name, weight in weights.items():
+        prefix, found, kind = name.partition(".mlp.experts.")
+        if not found:
+            yield name, weight
+            continue
+        for number, expert in enumerate(weight):
+            parts = expert.chunk(2) if kind == "gate_up_proj" else [expert]
+            names = ["gate_proj", "up_proj"] if kind == "gate_up_proj" else ["down_proj"]
+            for part_name, part in zip(names, parts, strict=True):
+                yield f"{prefix}.mlp.experts.{number}.{part_name}.weight", part
 
 
 def hf_model(path: str | Path) -> Any:
@@ -253,7 +290,8 @@ def hf_log_probs(model: Any, batch: RolloutBatch) -> list[Tensor]:
     ]
 
 
-def _whole_view(model: Any, batch: RolloutBatch) -> TokenView:
+def whole_view(model: Any, batch: RolloutBatch) -> TokenView:
+    """What a loss would see of the whole batch, by transformers and with gradient."""
     tables = hf_response_log_softmax(model, batch)
     targets = [
         row[-len(table) :, None] for row, table in zip(batch.tokens.rows(), tables, strict=True)

@@ -7,7 +7,7 @@ import io
 import logging
 import os
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from megatron.training.arguments import add_megatron_arguments, validate_args
@@ -25,6 +25,9 @@ _DEFAULTS: dict[str, Any] = {
     "attention_dropout": 0.0,
     "hidden_dropout": 0.0,
     "micro_batch_size": 1,
+    "moe_router_load_balancing_type": "none",
+    "moe_router_bias_update_rate": 0.0,  # Megatron would move the bias at every step
+    "moe_router_dtype": "fp32",  # as the engines choose experts
 }
 
 # Set whatever the words say; facts that users cannot change belong here.
@@ -35,7 +38,12 @@ _FORCED: dict[str, Any] = {
     "perform_initialization": False,  # weights are always loaded
     "ckpt_format": "torch_dist",
     "moe_token_dispatcher_type": "alltoall",  # the only one that takes variable lengths
-    "gradient_accumulation_fusion": False,  # a kernel of Apex
+    "moe_enable_deepep": False,  # of another dispatcher
+    "moe_grouped_gemm": False,  # TransformerEngine's; ours is always grouped
+    "moe_permute_fusion": False,  # TransformerEngine
+    "moe_router_fusion": False,  # TransformerEngine
+    "gradient_accumulation_fusion": True,  # see gradient_accumulation.py
+    "bias_dropout_fusion": False,  # no bias, no dropout: one addition
     "apply_rope_fusion": False,  # TransformerEngine
     "masked_softmax_fusion": False,  # Apex
     "no_persist_layer_norm": True,  # Apex
@@ -44,13 +52,6 @@ _FORCED: dict[str, Any] = {
     "tokenizer_type": "NullTokenizer",
     "mock_data": False,
 }
-
-_UNBUILT_SIZES = (
-    "tensor_model_parallel_size",
-    "pipeline_model_parallel_size",
-    "context_parallel_size",
-    "expert_model_parallel_size",
-)
 
 
 def parse_megatron_args(
@@ -138,16 +139,12 @@ def refuse_unbuilt(config: Config) -> None:
 
 
 def _refuse_unbuilt_args(args: argparse.Namespace) -> None:
-    for name in _UNBUILT_SIZES:
-        if getattr(args, name) > 1:
-            flag = "--" + name.replace("_", "-")
-            raise ConfigError(f"{flag} {getattr(args, name)} is not supported yet; use 1.")
-    if args.num_experts:
-        raise ConfigError(f"--num-experts {args.num_experts}: MoE models are not supported yet.")
-    if args.multi_latent_attention:
-        raise ConfigError("--multi-latent-attention is not supported yet.")
     if args.async_save:
         raise ConfigError("--async-save is not supported yet; leave it out.")
+    _refuse_recompute(args)
+    if args.multi_latent_attention:
+        _require_sequence_parallel(args, "Multi-latent attention")
+    _refuse_moe_args(args)
     if args.attention_dropout > 0.0:
         raise ConfigError(
             f"--attention-dropout {args.attention_dropout}: packed attention has no dropout; use 0."
@@ -159,6 +156,50 @@ def _refuse_unbuilt_args(args: argparse.Namespace) -> None:
             f"--position-embedding-type {args.position_embedding_type}: only rope is supported; "
             "add --use-rotary-position-embeddings."
         )
+
+
+# Recomputing these alone is done with code that Megatron compiles at run time or has from
+# TransformerEngine.
+_NO_RECOMPUTE = {"layernorm", "moe_act", "mla_up_proj"}
+
+
+def _refuse_recompute(args: argparse.Namespace) -> None:
+    if unbuilt := sorted(_NO_RECOMPUTE.intersection(args.recompute_modules or ())):
+        raise ConfigError(
+            f"--recompute-modules {' '.join(unbuilt)}: not supported; of a layer's parts core_attn, "
+            "mlp, moe and shared_experts can be recomputed, or all with --recompute-granularity "
+            "full."
+        )
+
+
+def _refuse_moe_args(args: argparse.Namespace) -> None:
+    if not args.num_experts:
+        return
+    balancing = _as_list(args.moe_router_load_balancing_type)
+    if changed := {"sinkhorn", "quantile_balancing"}.intersection(balancing):
+        raise ConfigError(
+            f"--moe-router-load-balancing-type {changed.pop()}: experts would be chosen in another "
+            "way than the engines choose them; use none."
+        )
+    coefficients = [x for x in _as_list(args.moe_aux_loss_coeff) if x]
+    if coefficients and balancing != ["none"]:
+        raise ConfigError(
+            f"--moe-aux-loss-coeff {coefficients[0]}: losses that balance experts are not supported: "
+            "how they add to slime's losses, which are sums over a step, was not verified; use 0."
+        )
+    _require_sequence_parallel(args, "Mixtures of experts")
+
+
+def _require_sequence_parallel(args: argparse.Namespace, what: str) -> None:
+    size = args.tensor_model_parallel_size
+    if size > 1 and not args.sequence_parallel:
+        raise ConfigError(
+            f"{what} with --tensor-model-parallel-size {size} needs --sequence-parallel; add it."
+        )
+
+
+def _as_list(value: Any) -> list[Any]:
+    return cast(list[Any], value) if isinstance(value, list) else [value]
 
 
 def _validate(args: argparse.Namespace) -> None:

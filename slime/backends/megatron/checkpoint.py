@@ -5,9 +5,12 @@ once it is whole.
 """
 
 import argparse
+import contextlib
+import logging
 import os
 import random
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -44,12 +47,16 @@ from slime.config.config import Config
 from slime.errors import CheckpointError, ConfigError
 from slime.observability.disk import folder_bytes, os_error_behind, write_failure
 
+logger = logging.getLogger(__name__)
+
+_RNG_KEY = "rng_state"
+
 
 @dataclass(frozen=True)
 class TrainState:
-    """All that a checkpoint holds."""
+    """All that a checkpoint holds; `model` are this rank's chunks."""
 
-    model: torch.nn.Module
+    model: list[torch.nn.Module]
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
     args: argparse.Namespace
@@ -118,32 +125,62 @@ def _write_latest(root: Path, rollout_id: int) -> None:
     os.replace(draft, root / LATEST_NAME)
 
 
-def load_model_weights(model: torch.nn.Module, source: Source) -> None:
+def load_model_weights(model: list[torch.nn.Module], source: Source) -> None:
     """The weights of a Megatron checkpoint, of any parallel layout; collective.
 
     Raises:
         CheckpointError: it is of another model.
     """
-    loaded = _load({"model": _sharded_weights(model)}, source)
-    model.load_state_dict(loaded["model"], strict=True)
+    _set_weights(model, _load(_sharded_weights(model), source))
 
 
 def load_train_state(state: TrainState, source: Source, config: Config) -> None:
     """Weights, and the rest unless --no-load-optim and --no-load-rng forbid it; collective.
 
+    The random state is loaded into as many tensor and pipeline ranks as wrote it; others keep their
+    own, and a log line says so.
+
     Raises:
         CheckpointError: it is of another model, or was saved without optimizer state.
     """
     content = _sharded_content(state, with_optimizer=not config.no_load_optim, is_loading=True)
-    if config.no_load_rng:
-        del content["rng_state"]
+    if config.no_load_rng or _has_rng_of_other_ranks(source):
+        del content[_RNG_KEY]
     loaded = _load(content, source)
-    state.model.load_state_dict(loaded["model"], strict=True)
+    _set_weights(state.model, loaded)
     if not config.no_load_optim:
         _load_optimizer(state.optimizer, loaded["optimizer"])
         _load_scheduler(state.scheduler, loaded["opt_param_scheduler"])
-    if not config.no_load_rng:
-        _set_rng_state(loaded["rng_state"][0])
+    if _RNG_KEY in loaded:
+        _set_rng_state(loaded[_RNG_KEY][0])
+
+
+def _has_rng_of_other_ranks(source: Source) -> bool:
+    """Whether the checkpoint's random states are of another number of ranks; the same on all ranks."""
+    stored = _stored_rng_shape(source)
+    now = (pp_group().size(), tp_group().size())
+    if stored in (None, now):
+        return False  # a checkpoint without any is refused when it is loaded
+    if dist.get_rank() == 0:
+        logger.info(
+            "%s: its random states are of %d pipeline x %d tensor ranks and there are %d x %d now; "
+            "they are not loaded, all else is",
+            source.path,
+            *stored,
+            *now,
+        )
+    return True
+
+
+def _stored_rng_shape(source: Source) -> tuple[int, int] | None:
+    """(pipeline, tensor) size under which random states were saved; None when there is none."""
+    with _readable_errors(source):
+        metadata = TorchDistLoadShardedStrategy().load_sharded_metadata(source.path)
+    for stored in metadata.values():
+        if isinstance(stored, ShardedObject) and stored.key == _RNG_KEY:
+            pipeline, tensor = stored.global_shape
+            return pipeline, tensor
+    return None
 
 
 def _load_scheduler(scheduler: OptimizerParamScheduler, saved: dict[str, Any]) -> None:
@@ -159,8 +196,15 @@ def _load_scheduler(scheduler: OptimizerParamScheduler, saved: dict[str, Any]) -
 
 def _load(content: dict[str, Any], source: Source) -> dict[str, Any]:
     strategy: Any = FullyParallelLoadStrategyWrapper(TorchDistLoadShardedStrategy(), dp_cp_group())
-    try:
+    with _readable_errors(source):
         return dist_checkpointing.load(content, str(source.path), strategy)  # pyright: ignore[reportArgumentType, reportReturnType]
+
+
+@contextlib.contextmanager
+def _readable_errors(source: Source) -> Iterator[None]:
+    """Megatron's and torch's errors on reading a checkpoint become CheckpointError."""
+    try:
+        yield
     except (CheckpointingException, CheckpointException) as error:
         raise CheckpointError(
             f"{source.path} does not fit this model: {_reason(error)}. Check MODEL_ARGS; "
@@ -195,7 +239,7 @@ def _sharded_content(
 ) -> dict[str, Any]:
     metadata = _metadata()
     weights = _sharded_weights(state.model)
-    content: dict[str, Any] = {"model": weights, "rng_state": _rng_state()}
+    content: dict[str, Any] = {**weights, _RNG_KEY: _rng_state()}
     if with_optimizer:
         content["optimizer"] = state.optimizer.sharded_state_dict(
             weights, is_loading=is_loading, metadata=metadata
@@ -204,13 +248,27 @@ def _sharded_content(
     return content
 
 
-def _sharded_weights(model: Any) -> dict[str, Any]:
-    weights = model.sharded_state_dict(metadata=_metadata())
+def _chunk_keys(model: list[torch.nn.Module]) -> list[str]:
+    """Where Megatron's checkpoints keep each chunk."""
+    return ["model"] if len(model) == 1 else [f"model{i}" for i in range(len(model))]
+
+
+def _sharded_weights(model: list[torch.nn.Module]) -> dict[str, Any]:
+    chunks: list[Any] = list(model)
+    weights = {
+        key: chunk.sharded_state_dict(metadata=_metadata())
+        for key, chunk in zip(_chunk_keys(model), chunks, strict=True)
+    }
     for value in nested_values(weights):
         if isinstance(value, ShardedTensor):
             # Megatron would load an embedding of fewer rows and leave the others as they are.
             value.allow_shape_mismatch = False
     return weights
+
+
+def _set_weights(model: list[torch.nn.Module], loaded: dict[str, Any]) -> None:
+    for key, chunk in zip(_chunk_keys(model), model, strict=True):
+        chunk.load_state_dict(loaded[key], strict=True)
 
 
 def _load_optimizer(optimizer: MegatronOptimizer, loaded: dict[Any, Any]) -> None:
@@ -247,7 +305,7 @@ def _rng_state() -> ShardedObject:
     }
     pp, tp = pp_group(), tp_group()
     return ShardedObject(
-        "rng_state",
+        _RNG_KEY,
         [state],
         (pp.size(), tp.size()),
         (pp.rank(), tp.rank()),

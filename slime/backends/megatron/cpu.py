@@ -158,6 +158,7 @@ def _cuda_proxy() -> _Proxy:
         "memory_stats": lambda *args, **kwargs: {},
         # validate_args wants 8 for grouped GEMMs; torch's grouped_mm runs on CPU.
         "get_device_capability": lambda *args, **kwargs: (8, 0),
+        "get_device_properties": lambda *args, **kwargs: types.SimpleNamespace(major=8, minor=0),
         "default_generators": (torch.default_generator,),
         "random": _Proxy(torch.cuda.random, random_state),
         "nvtx": _Proxy(torch.cuda.nvtx, {"range_push": _nothing, "range_pop": _nothing}),
@@ -181,14 +182,18 @@ def _barrier(*args: Any, device_ids: Any = None, **kwargs: Any) -> Any:
 
 
 def _all_to_all_single(
-    output: Any, input: Any, output_splits: Any = None, input_splits: Any = None, **kwargs: Any
+    output: Any,
+    input: Any,
+    output_split_sizes: Any = None,
+    input_split_sizes: Any = None,
+    **kwargs: Any,
 ) -> Any:
     # The MoE dispatcher leaves its split sizes as CPU tensors, which gloo does not take.
     def plain(splits: Any) -> Any:
         return splits.tolist() if isinstance(splits, torch.Tensor) else splits
 
     return torch.distributed.all_to_all_single(
-        output, input, plain(output_splits), plain(input_splits), **kwargs
+        output, input, plain(output_split_sizes), plain(input_split_sizes), **kwargs
     )
 
 

@@ -1,28 +1,30 @@
-"""Elementwise operations with hand-written gradients, for CPU.
+"""Elementwise operations with hand-written gradients.
 
-They pass over memory less often than autograd's chains do. A stock op is used on CUDA where there
-is one. All are exact: no approximation, only another order of additions.
+They pass over memory less often than autograd's chains do; on CUDA the Triton kernels of `fused`
+stand for them. All are exact: no approximation, only another order of additions.
 """
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) x weight over the last dimension."""
     if x.is_cuda:
-        return F.rms_norm(x, weight.shape, weight, eps)
+        from slime.backends.megatron.fused import norm
+
+        return norm.rms_norm(x, weight, eps)
     return _RMSNorm.apply(x, weight, eps)  # pyright: ignore[reportReturnType]
 
 
 def swiglu(x: Tensor) -> Tensor:
     """silu(gate) x up, for x = [gate, up] along the last dimension."""
     if x.is_cuda:
-        gate, up = x.chunk(2, -1)
-        return F.silu(gate) * up
+        from slime.backends.megatron.fused import swiglu as fused
+
+        return fused.swiglu(x)
     return _SwiGLU.apply(x)  # pyright: ignore[reportReturnType]
 
 

@@ -1,39 +1,28 @@
-"""Layers that need neither TransformerEngine nor Apex, and the spec of a dense model.
-
-The parameters' names and shapes are those of Megatron's own local spec, so checkpoints of stock
-Megatron load.
-"""
+"""Layers that need neither TransformerEngine nor Apex."""
 
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.packed_seq_params import PackedSeqParams
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
-from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
-from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import (
-    TransformerBlockSubmodules,
-    get_num_layers_to_build,
-)
+from megatron.core.tensor_parallel.layers import RowParallelLinear
+from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import (
-    TransformerLayer,
-    TransformerLayerSubmodules,
-    get_transformer_layer_offset,
-)
+from megatron.core.transformer.transformer_layer import TransformerLayer
 from megatron.core.typed_torch import apply_module
 from torch import Tensor
 
-from slime.backends.megatron.kernels import put_back, rms_norm, rotate, swiglu, take
-from slime.backends.megatron.pack import Packed, PaddedLayout
+from slime.backends.megatron.kernels import rms_norm, rotate, swiglu
+from slime.backends.megatron.pack import Packed
+from slime.backends.megatron.parallel import ready_weight
+
+
+def parameter_device() -> torch.device:
+    """Where this rank's parameters are made."""
+    is_cuda = torch.cuda.is_available()
+    return torch.device("cuda", torch.cuda.current_device()) if is_cuda else torch.device("cpu")
 
 
 class RMSNorm(torch.nn.Module):
@@ -43,10 +32,9 @@ class RMSNorm(torch.nn.Module):
         self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **kwargs: Any
     ) -> None:
         super().__init__()
-        device = torch.cuda.current_device() if torch.cuda.is_available() else None
         self.eps = eps
         self.weight = torch.nn.Parameter(
-            torch.ones(hidden_size, dtype=config.params_dtype, device=device)
+            torch.ones(hidden_size, dtype=config.params_dtype, device=parameter_device())
         )
         self.weight.sequence_parallel = config.sequence_parallel  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -71,10 +59,21 @@ class PackedRotary(RotaryEmbedding):
         """[2, T, 1, 1, D_rot / 2] fp32 cosines and sines for positions [T], else stock angles."""
         if not isinstance(max_seq_len, Tensor):
             return super().forward(max_seq_len, *args, **kwargs)
-        frequencies = self.inv_freq.to(max_seq_len.device).float()
         positions = max_seq_len.float() / (self.seq_len_interpolation_factor or 1.0)
-        angles = positions[:, None] * frequencies[None]
-        return torch.stack([angles.cos(), angles.sin()])[:, :, None, None, :]
+        return token_angles(positions, self.inv_freq)
+
+
+def token_angles(positions: Tensor, frequencies: Tensor, scale: float = 1.0) -> Tensor:
+    """[2, T, 1, 1, D_rot / 2] fp32 cosines and sines of each token, times `scale`.
+
+    Args:
+        positions: [T], of each token in its own sequence.
+        frequencies: [D_rot / 2], the angle of each pair at position 1.
+    """
+    device = positions.device
+    angles = positions.float()[:, None] * frequencies.to(device, torch.float32)[None]
+    table = torch.stack([angles.cos(), angles.sin()])[:, :, None, None, :]
+    return table if scale == 1.0 else table * scale
 
 
 class PackedSelfAttention(SelfAttention):
@@ -91,12 +90,7 @@ class PackedSelfAttention(SelfAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """(output [T, 1, H], bias not yet added) from hidden states [T, 1, H]."""
         assert isinstance(packed_seq_params, Packed), "slime's attention runs on packs only"
-        heads: Any = self.get_query_key_value_tensors(hidden_states)
-        query, key, value = heads
-        if rotary_pos_emb is not None:
-            cos, sin = rotary_pos_emb.to(query.dtype).unbind(0)
-            turn = partial(rotate, cos=cos, sin=sin, is_interleaved=self.config.rotary_interleaved)
-            query, key = turn(query), turn(key)
+        query, key, value = self._heads(hidden_states, rotary_pos_emb)
         if self.checkpoint_core_attention and self.training:
             context = self._checkpointed_attention_forward(
                 query, key, value, attention_mask, packed_seq_params=packed_seq_params
@@ -113,97 +107,39 @@ class PackedSelfAttention(SelfAttention):
             )
         return apply_module(self.linear_proj)(context)
 
+    def _heads(self, hidden: Tensor, angles: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value [T, 1, heads, D], normed and turned by `angles`."""
+        # Fewer groups than ranks: Megatron's own way gathers the projection.
+        groups = self.config.num_query_groups or 0  # set by TransformerConfig
+        is_whole = groups >= self.config.tensor_model_parallel_size
+        if hidden.is_cuda and angles is not None and is_whole:
+            return self._fused_heads(hidden, angles)
+        heads: Any = self.get_query_key_value_tensors(hidden)
+        query, key, value = heads
+        if angles is not None:
+            cos, sin = angles.to(query.dtype).unbind(0)
+            turn = partial(rotate, cos=cos, sin=sin, is_interleaved=self.config.rotary_interleaved)
+            query, key = turn(query), turn(key)
+        return query, key, value
 
-class VarlenAttention(MegatronModule):
-    """Causal attention of a pack, each sequence to itself; grouped queries as they are."""
+    def _fused_heads(self, hidden: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        from slime.backends.megatron.fused.heads import HeadLayout, split_heads
 
-    def __init__(
-        self,
-        config: TransformerConfig,
-        layer_number: int,
-        attn_mask_type: AttnMaskType,
-        attention_type: str,
-        attention_dropout: float | None = None,
-        softmax_scale: float | None = None,
-        k_channels: int | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(config=config)
-        channels = k_channels or config.kv_channels
-        assert channels is not None, "set by TransformerConfig"
-        self.scale = softmax_scale or channels**-0.5
-
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        *,
-        attn_mask_type: AttnMaskType,
-        attention_bias: Tensor | None,
-        packed_seq_params: PackedSeqParams | None,
-    ) -> Tensor:
-        """[T, 1, heads x D] from [T, 1, heads, D]."""
-        assert isinstance(packed_seq_params, Packed), "slime's attention runs on packs only"
-        q, k, v = query.squeeze(1), key.squeeze(1), value.squeeze(1)
-        if packed_seq_params.padded is None:
-            out = _varlen_attention(q, k, v, packed_seq_params, self.scale)
-        else:
-            out = _padded_attention(q, k, v, packed_seq_params.padded, self.scale)
-        return out.reshape(out.shape[0], 1, -1)
-
-
-def _varlen_attention(q: Tensor, k: Tensor, v: Tensor, packed: Packed, scale: float) -> Tensor:
-    """[T, heads, D] by torch's variable-length kernel, CUDA only."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    out = varlen_attn(
-        q,
-        k,
-        v,
-        packed.cu_seqlens_q,
-        packed.cu_seqlens_kv,
-        packed.max_seqlen_q,
-        packed.max_seqlen_kv,
-        scale=scale,
-        window_size=(-1, 0),  # causal
-    )
-    assert isinstance(out, Tensor)
-    return out
-
-
-def _padded_attention(
-    q: Tensor, k: Tensor, v: Tensor, layout: PaddedLayout, scale: float
-) -> Tensor:
-    """[T, heads, D] by batched attention over padded sequences.
-
-    Padding comes last and attention is causal, so no real token ever sees it and no mask is needed;
-    the outputs of padding are dropped, which leaves it without gradient. So are a shared prompt's
-    outputs in all sequences but its first, while every response sends gradients to its keys and
-    values.
-    """
-    sizes = [count * length for count, length in layout.buckets]
-    q_slots = take(q, layout.gather, layout.scatter).split(sizes)
-    k_slots, v_slots = (
-        take(x, layout.gather, layout.scatter, layout.copies).split(sizes) for x in (k, v)
-    )
-    outs = [
-        _batched_attention(one, two, three, bucket, scale)
-        for one, two, three, bucket in zip(q_slots, k_slots, v_slots, layout.buckets, strict=True)
-    ]
-    return put_back(outs[0] if len(outs) == 1 else torch.cat(outs), layout.scatter)
-
-
-def _batched_attention(
-    q: Tensor, k: Tensor, v: Tensor, bucket: tuple[int, int], scale: float
-) -> Tensor:
-    """[slots, heads, D] of one bucket."""
-    q, k, v = (x.view(*bucket, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(
-        q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-    )
-    return out.transpose(1, 2).flatten(0, 1)
+        mixed, _ = apply_module(self.linear_qkv)(hidden)
+        groups = self.num_query_groups_per_partition
+        layout = HeadLayout(
+            groups=groups,
+            queries=self.num_attention_heads_per_partition // groups,
+            size=self.hidden_size_per_attention_head,
+            eps=self.config.layernorm_epsilon,
+            is_interleaved=self.config.rotary_interleaved,
+        )
+        norms = None
+        if isinstance(self.q_layernorm, RMSNorm) and isinstance(self.k_layernorm, RMSNorm):
+            norms = ready_weight(self.q_layernorm), ready_weight(self.k_layernorm)
+        cos, sin = angles.flatten(1).view(2, len(mixed), -1).unbind(0)
+        query, key, value = split_heads(mixed.flatten(0, 1), cos, sin, norms, layout)
+        return query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1)
 
 
 class SwiGLUMLP(MLP):
@@ -217,8 +153,40 @@ class SwiGLUMLP(MLP):
         return apply_module(self.linear_fc2)(swiglu(both if bias is None else both + bias))
 
 
+class PostNormLinear(RowParallelLinear):
+    """A row-parallel projection with an RMSNorm after it, as GLM-4 has in both its branches.
+
+    The norm sees whole rows: what the ranks computed is summed before.
+    """
+
+    def __init__(
+        self, input_size: int, output_size: int, *, config: TransformerConfig, **kwargs: Any
+    ) -> None:
+        super().__init__(input_size, output_size, config=config, **kwargs)
+        assert not config.add_bias_linear, "the bias would be added after the norm"
+        self.post_layernorm = RMSNorm(config, output_size, eps=config.layernorm_epsilon)
+
+    def forward(self, input_: Tensor) -> tuple[Tensor, Tensor]:
+        """(normalized output [T, 1, H], None) from [T, 1, columns of this rank]."""
+        output, bias = super().forward(input_)
+        return self.post_layernorm(output), bias
+
+
+def used_rows(config: Any, packed: PackedSeqParams | None) -> Tensor | None:
+    """[N] rows that the MLP of the last layer computes; None = all.
+
+    Args:
+        config: of Megatron, its arguments or the transformer's.
+    """
+    outputs = packed.outputs if isinstance(packed, Packed) else None
+    # With sequence parallelism a rank has only some of the rows; of none Megatron's router fails.
+    if outputs is None or not len(outputs) or config.sequence_parallel:
+        return None
+    return outputs
+
+
 class LastLayer(TransformerLayer):
-    """The last layer of a model: its MLP computes only the tokens whose output is used.
+    """The last layer of a model: its MLP or experts compute only tokens whose output is used.
 
     Prompts are most of a short sample, and in a model of two layers this MLP is a third of the work.
     """
@@ -230,65 +198,9 @@ class LastLayer(TransformerLayer):
         packed_seq_params: PackedSeqParams | None = None,
         **kwargs: Any,
     ) -> Any:
-        outputs = packed_seq_params.outputs if isinstance(packed_seq_params, Packed) else None
-        # With sequence parallelism a rank has only some of the rows.
-        if outputs is not None and not self.config.sequence_parallel:
+        outputs = used_rows(self.config, packed_seq_params)
+        if outputs is not None:
             hidden_states = hidden_states.index_select(0, outputs)
         return super()._forward_mlp(
             hidden_states, *args, packed_seq_params=packed_seq_params, **kwargs
         )
-
-
-def dense_layer_spec(config: TransformerConfig, *, is_last: bool = False) -> ModuleSpec:
-    """One layer: RMSNorm, self-attention, RMSNorm, MLP, each with its residual."""
-    qk_norm = RMSNorm if config.qk_layernorm else IdentityOp
-    is_swiglu = config.gated_linear_unit and config.activation_func == F.silu
-    mlp = SwiGLUMLP if is_swiglu else MLP
-    residual: Any = get_bias_dropout_add
-    attention = SelfAttentionSubmodules(
-        linear_qkv=ColumnParallelLinear,
-        core_attention=VarlenAttention,
-        linear_proj=RowParallelLinear,
-        q_layernorm=qk_norm,
-        k_layernorm=qk_norm,
-    )
-    return ModuleSpec(
-        module=LastLayer if is_last else TransformerLayer,
-        submodules=TransformerLayerSubmodules(
-            input_layernorm=RMSNorm,
-            self_attention=ModuleSpec(
-                module=PackedSelfAttention,
-                params={"attn_mask_type": AttnMaskType.causal},
-                submodules=attention,
-            ),
-            self_attn_bda=residual,
-            pre_mlp_layernorm=RMSNorm,
-            mlp=partial(
-                mlp.as_mlp_submodule,
-                submodules=MLPSubmodules(
-                    linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear
-                ),
-            ),
-            mlp_bda=residual,
-            # Names on disk are those of the fused layers of TransformerEngine, as in stock specs.
-            sharded_state_dict_keys_map={
-                "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
-                "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
-            },
-        ),
-    )
-
-
-def dense_block_spec(
-    config: TransformerConfig, vp_stage: int | None = None
-) -> TransformerBlockSubmodules:
-    """The layers of this pipeline stage, and the final norm."""
-    num_layers = get_num_layers_to_build(config, vp_stage)
-    first = get_transformer_layer_offset(config, vp_stage)
-    return TransformerBlockSubmodules(
-        layer_specs=[
-            dense_layer_spec(config, is_last=first + i + 1 == config.num_layers)
-            for i in range(num_layers)
-        ],
-        layer_norm=RMSNorm,
-    )

@@ -2,11 +2,11 @@
 
 import argparse
 import dataclasses
-import importlib
 import inspect
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, cast
 
 import torch
@@ -17,9 +17,11 @@ from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.training.arguments import core_transformer_config_from_args
 
-from slime.backends.megatron.layers import PackedRotary, dense_block_spec
-from slime.backends.megatron.named_weights import Architecture
-from slime.backends.megatron.parallel import cp_group
+from slime.backends.megatron.critic import add_value_head
+from slime.backends.megatron.layers import PackedRotary
+from slime.backends.megatron.named_weights import Architecture, global_weights
+from slime.backends.megatron.parallel import cp_group, objects_of_all_stages
+from slime.backends.megatron.specs import block_spec, layer_style
 from slime.checkpoint.convert import check_hf_against_flags
 from slime.checkpoint.hf import read_hf_config
 from slime.checkpoint.mapping import ModelDims, load_mapping
@@ -29,48 +31,86 @@ from slime.plugins import load_function
 
 
 def build_model(
-    args: argparse.Namespace, config: Config, *, padded_vocab_size: int, device: torch.device
-) -> DistributedDataParallel:
-    """This rank's model with gradient buffers; its weights are not set yet."""
+    args: argparse.Namespace,
+    config: Config,
+    *,
+    architecture: Architecture,
+    device: torch.device,
+    is_critic: bool = False,
+) -> list[DistributedDataParallel]:
+    """This rank's part of the model with gradient buffers; its weights are not set yet.
+
+    Args:
+        is_critic: give it a value head instead of the output layer.
+
+    Returns:
+        One chunk, or one per virtual pipeline stage.
+    """
     transformer = core_transformer_config_from_args(args)
-    build = _user_provider(config) if config.custom_model_provider_path else None
-    if build is not None:
-        model = build(
-            parallel_state.is_pipeline_first_stage(), parallel_state.is_pipeline_last_stage()
-        )
-    else:
-        model = _gpt_model(args, transformer, padded_vocab_size)
-    model.to(device)
-    for parameter in model.parameters():
-        tensor_parallel.set_defaults_if_not_set_tensor_model_parallel_attributes(parameter)
-    _freeze(model, config)
+    num_chunks = args.virtual_pipeline_model_parallel_size
+    stages = [None] if num_chunks is None else list(range(num_chunks))
+    chunks = [_build_chunk(args, config, transformer, architecture, stage) for stage in stages]
+    for chunk in chunks:
+        if is_critic:
+            add_value_head(chunk, transformer)
+        chunk.to(device)
+        for parameter in chunk.parameters():
+            tensor_parallel.set_defaults_if_not_set_tensor_model_parallel_attributes(parameter)
+    _freeze(chunks, config)
     if args.fp16 or args.bf16:
-        model = Float16Module(transformer, model)
-    return DistributedDataParallel(transformer, ddp_config(args), model)
+        chunks = [Float16Module(transformer, chunk) for chunk in chunks]
+    # Later chunks' backward passes come first; cut into buckets they would wait for each other.
+    return [
+        DistributedDataParallel(transformer, ddp_config(args), chunk, disable_bucketing=number > 0)
+        for number, chunk in enumerate(chunks)
+    ]
 
 
-def _freeze(model: torch.nn.Module, config: Config) -> None:
+def _build_chunk(
+    args: argparse.Namespace,
+    config: Config,
+    transformer: TransformerConfig,
+    architecture: Architecture,
+    vp_stage: int | None,
+) -> torch.nn.Module:
+    ignores_virtual = vp_stage is None
+    pre = parallel_state.is_pipeline_first_stage(ignore_virtual=ignores_virtual, vp_stage=vp_stage)
+    post = parallel_state.is_pipeline_last_stage(ignore_virtual=ignores_virtual, vp_stage=vp_stage)
+    if config.custom_model_provider_path:
+        return _user_provider(config, vp_stage)(pre, post)
+    return _gpt_model(args, transformer, architecture, pre, post, vp_stage)
+
+
+def _freeze(chunks: Sequence[torch.nn.Module], config: Config) -> None:
     """Leave out of training what --only-train-params-name-list or --freeze-params-name-list say.
 
     Raises:
         ConfigError: a pattern matches no parameter, or nothing is left to train.
     """
-    names = dict(model.named_parameters())
+    names = {
+        name: weight
+        for name, weight in global_weights(chunks)
+        if isinstance(weight, torch.nn.Parameter)
+    }
+    everywhere = sorted(set(chain.from_iterable(objects_of_all_stages(list(names)))))
     for patterns, trains in (
         (config.only_train_params_name_list, True),
         (config.freeze_params_name_list, False),
     ):
         if not patterns:
             continue
-        matched = {name for pattern in patterns for name in names if re.search(pattern, name)}
-        if unused := [p for p in patterns if not any(re.search(p, name) for name in names)]:
+        if unused := [p for p in patterns if not any(re.search(p, name) for name in everywhere)]:
             raise ConfigError(
-                f"{unused[0]!r} matches no parameter; names look like {next(iter(names))}."
+                f"{unused[0]!r} matches no parameter; names look like {everywhere[0]}."
             )
         for name, parameter in names.items():
-            parameter.requires_grad_((name in matched) == trains)
+            is_matched = any(re.search(pattern, name) for pattern in patterns)
+            parameter.requires_grad_(is_matched == trains)
     if not any(parameter.requires_grad for parameter in names.values()):
-        raise ConfigError("All parameters are frozen; nothing is left to train.")
+        raise ConfigError(
+            "All parameters are frozen, at least those of one pipeline stage; nothing is left to "
+            "train there."
+        )
 
 
 def bare_model(model: torch.nn.Module) -> torch.nn.Module:
@@ -97,16 +137,20 @@ def ddp_config(args: argparse.Namespace) -> DistributedDataParallelConfig:
 
 
 def _gpt_model(
-    args: argparse.Namespace, transformer: TransformerConfig, padded_vocab_size: int
+    args: argparse.Namespace,
+    transformer: TransformerConfig,
+    architecture: Architecture,
+    pre_process: bool,
+    post_process: bool,
+    vp_stage: int | None,
 ) -> GPTModel:
-    assert transformer.kv_channels is not None, "set by TransformerConfig"
     model = GPTModel(
         config=transformer,
-        transformer_layer_spec=_layer_spec(args, transformer),
-        vocab_size=padded_vocab_size,
+        transformer_layer_spec=_layer_spec(args, transformer, architecture, vp_stage),
+        vocab_size=architecture.dims.padded_vocab_size,
         max_sequence_length=args.max_position_embeddings,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
+        pre_process=pre_process,
+        post_process=post_process,
         fp16_lm_cross_entropy=args.fp16_lm_cross_entropy,
         parallel_output=True,
         share_embeddings_and_output_weights=not args.untie_embeddings_and_output_weights,
@@ -115,7 +159,11 @@ def _gpt_model(
         rotary_base=args.rotary_base,
         rope_scaling=args.use_rope_scaling,
         rope_scaling_factor=args.rope_scaling_factor,
+        vp_stage=vp_stage,
     )
+    if transformer.multi_latent_attention:  # it has angles of its own
+        return model
+    assert transformer.kv_channels is not None, "set by TransformerConfig"
     model.rotary_pos_emb = PackedRotary(
         kv_channels=transformer.kv_channels,
         rotary_percent=args.rotary_percent,
@@ -130,20 +178,25 @@ def _gpt_model(
     return model
 
 
-def _layer_spec(args: argparse.Namespace, transformer: TransformerConfig) -> Any:
-    """Our dense layers, or what `--spec module function` returns."""
+def _layer_spec(
+    args: argparse.Namespace,
+    transformer: TransformerConfig,
+    architecture: Architecture,
+    vp_stage: int | None,
+) -> Any:
+    """Our layers, or what `--spec module function` returns."""
     if args.spec is None:
-        return dense_block_spec(transformer)
+        return block_spec(transformer, architecture.style, vp_stage=vp_stage)
     module, function = args.spec
-    return getattr(importlib.import_module(module), function)(args, transformer, vp_stage=None)
+    return load_function(f"{module}.{function}")(args, transformer, vp_stage=vp_stage)
 
 
-def _user_provider(config: Config) -> Callable[[bool, bool], torch.nn.Module]:
+def _user_provider(config: Config, vp_stage: int | None) -> Callable[[bool, bool], torch.nn.Module]:
     """`fn(pre_process, post_process[, vp_stage])` of --custom-model-provider-path."""
     assert config.custom_model_provider_path is not None
     provider = load_function(config.custom_model_provider_path)
     takes_stage = "vp_stage" in inspect.signature(provider).parameters
-    extra = {"vp_stage": None} if takes_stage else {}
+    extra = {"vp_stage": vp_stage} if takes_stage else {}
     return lambda pre, post: provider(pre, post, **extra)
 
 
@@ -162,7 +215,8 @@ def find_architecture(config: Config, args: argparse.Namespace) -> Architecture:
     check_hf_against_flags(hf_config, args)
     dims = ModelDims.from_hf_config(hf_config)
     dims = dims.with_padded_vocab(_padded_vocab_size(args, dims.vocab_size))
-    return Architecture(load_mapping(str(hf_config.get("model_type"))), dims)
+    model_type = str(hf_config.get("model_type"))
+    return Architecture(load_mapping(model_type), dims, layer_style(model_type))
 
 
 def _padded_vocab_size(args: argparse.Namespace, vocab_size: int) -> int:

@@ -1,7 +1,7 @@
-"""The model's parameters under Hugging Face names, and the way back: both through one mapping."""
+"""The model's weights under Hugging Face names, and the way back: both through one mapping."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from slime.backends.megatron.parallel import gather_over_tp, tp_group
+from slime.backends.megatron.parallel import (
+    ep_group,
+    etp_group,
+    gather_over,
+    objects_of_all_stages,
+    pp_group,
+    tp_group,
+)
+from slime.backends.megatron.specs import LayerStyle
 from slime.checkpoint.hf import HfFolder, check_names, write_hf_folder
-from slime.checkpoint.mapping import Mapping, ModelDims
+from slime.checkpoint.mapping import BoundEntry, Mapping, ModelDims
+from slime.errors import CheckpointError
 
 _LOCAL_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
+# The one buffer that is part of a checkpoint: what balances experts without a loss.
+_EXPERT_BIAS = "router.expert_bias"
 
 
 @dataclass(frozen=True)
@@ -23,42 +34,138 @@ class Architecture:
 
     mapping: Mapping
     dims: ModelDims
+    style: LayerStyle
 
 
-def global_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """(name with the layer's number in the whole model, parameter) of an unwrapped GPTModel."""
-    layers: Any = model.get_submodule("decoder.layers")
-    numbers = [layer.layer_number - 1 for layer in layers]
-    for name, parameter in model.named_parameters():
-        found = _LOCAL_LAYER.fullmatch(name)
-        if found is not None:
-            name = f"decoder.layers.{numbers[int(found[1])]}.{found[2]}"
-        yield name, parameter
+def global_weights(model: Sequence[torch.nn.Module]) -> Iterator[tuple[str, Tensor]]:
+    """(name with the layer's number in the whole model, parameter or buffer) of unwrapped chunks."""
+    for chunk in model:
+        layers: Any = chunk.get_submodule("decoder.layers")
+        numbers = [layer.layer_number - 1 for layer in layers]
+        for name, weight in _weights(chunk):
+            found = _LOCAL_LAYER.fullmatch(name)
+            if found is not None:
+                name = f"decoder.layers.{numbers[int(found[1])]}.{found[2]}"
+            yield name, weight
+
+
+def _weights(chunk: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from chunk.named_parameters()
+    yield from ((n, b) for n, b in chunk.named_buffers() if n.endswith(_EXPERT_BIAS))
 
 
 def named_weights(
-    model: torch.nn.Module, architecture: Architecture
+    model: Sequence[torch.nn.Module], architecture: Architecture
 ) -> Iterator[tuple[str, Tensor]]:
-    """(Hugging Face name, whole tensor) of every parameter; collective over tensor-parallel ranks.
+    """(Hugging Face name, whole tensor) of every weight, on every rank; collective.
 
     The tensors may be views of live parameters: use or copy each before the next optimizer step.
+
+    Raises:
+        CheckpointError: the model and the architecture's table have not the same weights.
     """
-    for name, parameter in global_parameters(model):
-        bound = architecture.mapping.bind(name, architecture.dims)
-        whole = bound.unshard(gather_over_tp(parameter.detach()))
-        if not bound.is_alias:
-            yield from zip(bound.hf_names, bound.to_hf(whole), strict=True)
+    local = dict(global_weights(model))
+    for name in local:  # one the table does not know must not be left out
+        architecture.mapping.bind(name, architecture.dims)
+    kinds = objects_of_all_stages({name: weight.dtype for name, weight in local.items()})
+    _check_complete(kinds, architecture)
+    for bound in architecture.mapping.parameters(architecture.dims):
+        name = bound.megatron_name
+        stage = next(number for number, names in enumerate(kinds) if name in names)
+        source = _Source(stage, kinds[stage][name])
+        weight = local[name].detach() if name in local else None
+        yield from (
+            _stack(bound, weight, source) if bound.num_experts else _whole(bound, weight, source)
+        )
+
+
+def _check_complete(names_of_stages: Sequence[Collection[str]], architecture: Architecture) -> None:
+    """Nothing, when every weight of the architecture's table is on some pipeline stage.
+
+    Raises:
+        CheckpointError: names those that are on none.
+    """
+    held = set().union(*names_of_stages)
+    missing = [
+        n for n in architecture.mapping.megatron_parameters(architecture.dims) if n not in held
+    ]
+    if missing:
+        raise CheckpointError(
+            f"no pipeline stage of the model has {', '.join(missing[:8])}"
+            f"{', ...' if len(missing) > 8 else ''}, {len(missing)} of the weights that the "
+            "architecture of --hf-checkpoint has. Is it built by --spec or "
+            "--custom-model-provider-path? Then give it all of them."
+        )
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The pipeline stage that has a weight, and its dtype there."""
+
+    stage: int
+    dtype: torch.dtype
+
+    def to_all_stages(self, tensor: Tensor | None, shape: Sequence[int]) -> Tensor:
+        """`tensor` of this stage on every stage."""
+        group = pp_group()
+        if group.size() == 1:
+            assert tensor is not None, "a single stage has every weight"
+            return tensor
+        if group.rank() != self.stage or tensor is None:
+            device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+            tensor = torch.empty(*shape, dtype=self.dtype, device=device)
+        tensor = tensor.contiguous()
+        dist.broadcast(tensor, group_src=self.stage, group=group)
+        return tensor
+
+
+def _whole(
+    bound: BoundEntry, weight: Tensor | None, source: _Source
+) -> Iterator[tuple[str, Tensor]]:
+    whole = None
+    if weight is not None and pp_group().rank() == source.stage:
+        whole = bound.unshard(gather_over(tp_group(), weight))
+    whole = source.to_all_stages(whole, bound.megatron_shape)
+    yield from zip(bound.hf_names, bound.to_hf(whole), strict=True)
+
+
+def _stack(
+    bound: BoundEntry, stack: Tensor | None, source: _Source
+) -> Iterator[tuple[str, Tensor]]:
+    """Expert by expert: one of each expert-parallel rank at a time."""
+    assert bound.num_experts is not None
+    num_local = bound.num_experts // ep_group().size()
+    for i in range(num_local):
+        experts = [bound.expert(rank * num_local + i) for rank in range(ep_group().size())]
+        wholes: list[Tensor | None] = [None] * len(experts)
+        if stack is not None:
+            own = experts[ep_group().rank()].unshard(gather_over(etp_group(), stack[i]))
+            wholes = [*gather_over(ep_group(), own)]
+        for expert, whole in zip(experts, wholes, strict=True):
+            tensor = source.to_all_stages(whole, expert.megatron_shape)
+            yield from zip(expert.hf_names, expert.to_hf(tensor), strict=True)
 
 
 @torch.no_grad()
-def load_hf(model: torch.nn.Module, architecture: Architecture, path: str | Path) -> None:
-    """Set every parameter from a Hugging Face folder; each rank reads only what it holds.
+def load_hf(
+    model: Sequence[torch.nn.Module],
+    architecture: Architecture,
+    path: str | Path,
+    *,
+    besides: Collection[str] = (),
+) -> None:
+    """Set every weight from a Hugging Face folder; each rank reads only what it holds. Collective.
+
+    Args:
+        besides: names of weights that no such folder has; they stay as they are.
 
     Raises:
-        CheckpointError: the folder's tensors are not those of the architecture.
+        CheckpointError: the folder's tensors, or the model's weights, are not those of the
+            architecture.
     """
-    rank, size = tp_group().rank(), tp_group().size()
     mapping, dims = architecture.mapping, architecture.dims
+    names = [name for name, _ in global_weights(model)]
+    _check_complete(objects_of_all_stages(names), architecture)
     with HfFolder(path) as folder:
         check_names(
             folder.names(),
@@ -66,14 +173,30 @@ def load_hf(model: torch.nn.Module, architecture: Architecture, path: str | Path
             ignored=mapping.redundant_hf_names(dims),
             where=path,
         )
-        for name, parameter in global_parameters(model):
+        for name, weight in global_weights(model):
+            if name in besides:
+                continue
             bound = mapping.bind(name, dims)
-            whole = bound.from_hf([folder.tensor(hf_name) for hf_name in bound.hf_names])
-            parameter.copy_(bound.shard(whole, rank, size))
+            if not bound.num_experts:
+                weight.copy_(_read(folder, bound, tp_group()))
+                continue
+            first = ep_group().rank() * len(weight)
+            for i, expert in enumerate(weight):
+                expert.copy_(_read(folder, bound.expert(first + i), etp_group()))
+
+
+def _read(folder: HfFolder, bound: BoundEntry, group: dist.ProcessGroup) -> Tensor:
+    """This rank's part of a weight."""
+    whole = bound.from_hf([folder.tensor(name) for name in bound.hf_names])
+    return bound.shard(whole, group.rank(), group.size())
 
 
 def save_hf(
-    model: torch.nn.Module, architecture: Architecture, path: str | Path, *, config_from: str | Path
+    model: Sequence[torch.nn.Module],
+    architecture: Architecture,
+    path: str | Path,
+    *,
+    config_from: str | Path,
 ) -> None:
     """Write a Hugging Face folder from rank 0, replacing one of that name; collective."""
     weights = named_weights(model, architecture)

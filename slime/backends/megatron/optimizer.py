@@ -17,12 +17,15 @@ from slime.config.config import Config
 from slime.errors import ConfigError
 
 
-def build_optimizer(args: argparse.Namespace, model: DistributedDataParallel) -> MegatronOptimizer:
+def build_optimizer(
+    args: argparse.Namespace, model: list[DistributedDataParallel]
+) -> MegatronOptimizer:
     """The optimizer the arguments describe; Adam runs torch's fused kernel."""
     names = {field.name for field in dataclasses.fields(OptimizerConfig)}
     values = {name: value for name, value in vars(args).items() if name in names}
+    chunks: list[Any] = list(model)
     optimizer = get_megatron_optimizer(
-        OptimizerConfig(**values), [model], use_gloo_process_groups=False
+        OptimizerConfig(**values), chunks, use_gloo_process_groups=False
     )
     for inner in torch_optimizers(optimizer):
         if isinstance(inner, torch.optim.Adam | torch.optim.AdamW):
@@ -94,9 +97,10 @@ def build_scheduler(
 
 
 @without_warnings()
-def zero_gradients(model: DistributedDataParallel, optimizer: MegatronOptimizer) -> None:
+def zero_gradients(model: list[DistributedDataParallel], optimizer: MegatronOptimizer) -> None:
     """Clear the gradient buffers, and what points into them."""
-    model.zero_grad_buffer()
+    for chunk in model:
+        chunk.zero_grad_buffer()
     optimizer.zero_grad()
 
 

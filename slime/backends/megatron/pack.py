@@ -1,15 +1,18 @@
 """Pack: the samples of one micro-batch as one stream of tokens, what keeps them apart, and what
 they share."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
+from slime.backends.megatron.context import ContextPlan, Ints, context_plan, local_tokens
 from slime.data.batch import RolloutBatch
 
 # Sequences shorter than this share of the longest one get a bucket of their own; at 0.75 padding
@@ -18,7 +21,6 @@ _BUCKET_RATIO = 0.75
 _PAD_TOKEN = 0
 
 # Indexes are worked out in numpy: its small operations cost a third of torch's.
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -55,18 +57,21 @@ class Packed(PackedSeqParams):
         position_ids: [T] int64, position of each token in its own sequence.
         outputs: [N] int64, the tokens whose last hidden state is used; None = all.
         padded: layout for attention without a variable-length kernel; None on CUDA.
+        context: where other ranks' keys are, under context parallelism; `padded` is None then.
     """
 
     position_ids: Tensor | None = None
     outputs: Tensor | None = None
     padded: PaddedLayout | None = None
+    context: ContextPlan | None = None
 
 
 @dataclass(frozen=True)
 class MicroBatch:
     """One forward/backward: a pack, and where in it responses are predicted.
 
-    N counts response tokens of all samples, in order.
+    N counts the response tokens of all samples, in order, that this rank predicts: all of them
+    without context parallelism.
 
     Attributes:
         tokens: [1, T] int64, padding last.
@@ -75,7 +80,10 @@ class MicroBatch:
         targets: [N] int64, the response tokens.
         segments: [N] int64, index within `samples`.
         samples: positions in the rank's batch.
-        response_lengths: of those samples; sums to N.
+        response_lengths: of those samples, whole.
+        origins: [T] int64 on the CPU, which of all tokens of those samples, one after the other,
+            stands there; -1 = padding.
+        owned: [N] int64, which of all their response tokens this rank predicts; None = all.
     """
 
     tokens: Tensor
@@ -85,10 +93,18 @@ class MicroBatch:
     segments: Tensor
     samples: tuple[int, ...]
     response_lengths: tuple[int, ...]
+    origins: Tensor
+    owned: Tensor | None = None
 
 
 def pack_micro_batch(
-    batch: RolloutBatch, samples: Sequence[int], *, device: torch.device, multiple: int = 1
+    batch: RolloutBatch,
+    samples: Sequence[int],
+    *,
+    device: torch.device,
+    multiple: int = 1,
+    context: dist.ProcessGroup | None = None,
+    keeps_all_rows: bool = False,
 ) -> MicroBatch:
     """The samples at these positions of `batch` as one pack.
 
@@ -96,14 +112,22 @@ def pack_micro_batch(
     depend on what follows, so they are computed once, and each response attends to them.
 
     Args:
-        multiple: the pack is padded to a multiple of this many tokens.
+        multiple: the pack, or each rank's part of it, is padded to a multiple of this many tokens.
+        context: ranks that share each sequence; None or a group of one: this rank has all of it.
+        keeps_all_rows: compute all tokens, each sample on its own and through the last layer.
     """
     starts, lengths = batch.tokens.starts, [batch.tokens.lengths[i] for i in samples]
     values = batch.tokens.values.numpy()
     rows = [values[starts[i] : starts[i] + n] for i, n in zip(samples, lengths, strict=True)]
     responses = tuple([batch.response_lengths[i] for i in samples])
+    if context is not None and context.size() > 1:
+        micro = _pack_over_context(rows, tuple(samples), responses, device, multiple, context)
+        if keeps_all_rows:
+            micro.packed.outputs = None
+        return micro
     owners = list(range(len(rows)))
-    if device.type != "cuda":  # variable-length kernels want every sequence whole
+    # Variable-length kernels want every sequence whole.
+    if device.type != "cuda" and not keeps_all_rows:
         owners = _prompt_owners(rows, responses)
     padding = -sum(lengths) % multiple
     rows.append(np.full(padding, _PAD_TOKEN, dtype=np.int64))
@@ -114,20 +138,85 @@ def pack_micro_batch(
     places = _place_tokens([*lengths, padding], [*owners, len(owners)], [*skipped, 0])
     stream = np.concatenate([row[n:] for row, n in zip(rows, [*skipped, 0], strict=True)])
     ends, counts = np.cumsum(lengths), np.array(responses)
+    origins = [
+        np.arange(end - n + skip, end) for end, n, skip in zip(ends, lengths, skipped, strict=True)
+    ]
+    origins.append(np.full(padding, -1))
     segments = np.repeat(np.arange(len(rows) - 1), counts)
     # The k-th response token of a sample stands `response - k` before its end; one earlier predicts
     # it.
     targets_at = np.arange(len(segments)) + (ends - counts.cumsum())[segments]
     packed = _packed([*lengths, padding] if padding else lengths, places, device)
-    packed.outputs = torch.from_numpy(places.in_pack[targets_at - 1]).to(device)
+    predict = torch.from_numpy(places.in_pack[targets_at - 1]).to(device)
+    packed.outputs = None if keeps_all_rows else predict
     return MicroBatch(
         tokens=torch.from_numpy(stream)[None].to(device),
         packed=packed,
-        predict=packed.outputs,
+        predict=predict,
         targets=torch.from_numpy(stream[places.in_pack[targets_at]]).to(device),
         segments=torch.from_numpy(segments).to(device),
         samples=tuple(samples),
         response_lengths=responses,
+        origins=torch.from_numpy(np.concatenate(origins)),
+    )
+
+
+def _pack_over_context(
+    rows: Sequence[Ints],
+    samples: tuple[int, ...],
+    responses: tuple[int, ...],
+    device: torch.device,
+    multiple: int,
+    group: dist.ProcessGroup,
+) -> MicroBatch:
+    """This rank's tokens of the pack; every sequence is padded so that it divides among the ranks."""
+    rank, size = group.rank(), group.size()
+    lengths = np.array([len(row) for row in rows])
+    padded = [length + -length % (2 * size) for length in lengths.tolist()]
+    if filler := -sum(padded) % (math.lcm(multiple, 2) * size):
+        padded.append(filler)
+    starts = np.cumsum(padded) - padded
+    stream = np.full(sum(padded), _PAD_TOKEN, dtype=np.int64)
+    origins = np.full(len(stream), -1, dtype=np.int64)
+    end = 0
+    for row, start in zip(rows, starts.tolist(), strict=False):
+        stream[start : start + len(row)] = row
+        origins[start : start + len(row)] = np.arange(end, end + len(row))
+        end += len(row)
+    positions = np.arange(len(stream)) - np.repeat(starts, padded)
+    counts = np.array(responses)
+    segments = np.repeat(np.arange(len(rows)), counts)
+    ends = starts[: len(rows)] + lengths
+    targets_at = np.arange(len(segments)) + (ends - counts.cumsum())[segments]
+    local = local_tokens(padded, rank, size)
+    place = np.full(len(stream), -1, dtype=np.int64)
+    place[local] = np.arange(len(local))
+    owned = (place[targets_at - 1] >= 0).nonzero()[0]
+    plan = context_plan(padded, group, device)
+
+    def on_device(values: Ints) -> Tensor:
+        return torch.from_numpy(values).to(device)
+
+    predict = on_device(place[targets_at[owned] - 1])
+    return MicroBatch(
+        tokens=on_device(stream[local])[None],
+        packed=Packed(
+            qkv_format="packed",
+            cu_seqlens_q=plan.cu_queries,
+            cu_seqlens_kv=plan.cu_keys,
+            max_seqlen_q=plan.longest[0],
+            max_seqlen_kv=plan.longest[1],
+            position_ids=on_device(positions[local]),
+            outputs=predict,
+            context=plan,
+        ),
+        predict=predict,
+        targets=on_device(stream[targets_at[owned]]),
+        segments=on_device(segments[owned]),
+        samples=samples,
+        response_lengths=responses,
+        origins=torch.from_numpy(origins[local]),
+        owned=on_device(owned),
     )
 
 

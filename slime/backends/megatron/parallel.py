@@ -1,5 +1,6 @@
 """Megatron's process groups, typed: the sizes and collectives the backend needs."""
 
+import argparse
 import functools
 from typing import Any, cast
 
@@ -8,24 +9,23 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from slime.config.config import Config
 from slime.training.interface import ParallelLayout
 
 
-def build_groups(config: Config) -> ParallelLayout:
-    """Make the groups for the sizes of the config; this rank's place in them.
+def build_groups(args: argparse.Namespace) -> ParallelLayout:
+    """Make the groups for the sizes in Megatron's arguments; this rank's place in them.
 
     An earlier trainer's groups in this process are used again where they fit, and dropped otherwise.
     """
     _make_groups(
         dist.group.WORLD,
-        tensor_model_parallel_size=config.tensor_model_parallel_size,
-        pipeline_model_parallel_size=config.pipeline_model_parallel_size,
-        virtual_pipeline_model_parallel_size=config.virtual_pipeline_model_parallel_size,
-        context_parallel_size=config.context_parallel_size,
-        expert_model_parallel_size=config.expert_model_parallel_size,
-        expert_tensor_parallel_size=config.expert_tensor_parallel_size,
-        distributed_timeout_minutes=config.distributed_timeout_minutes,
+        tensor_model_parallel_size=args.tensor_model_parallel_size,
+        pipeline_model_parallel_size=args.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=args.virtual_pipeline_model_parallel_size,
+        context_parallel_size=args.context_parallel_size,
+        expert_model_parallel_size=args.expert_model_parallel_size,
+        expert_tensor_parallel_size=args.expert_tensor_parallel_size,
+        distributed_timeout_minutes=args.distributed_timeout_minutes,
     )
     return ParallelLayout(
         world_size=dist.get_world_size(),
@@ -83,11 +83,64 @@ def cp_group() -> dist.ProcessGroup:
     return cast(dist.ProcessGroup, parallel_state.get_context_parallel_group())
 
 
-def gather_over_tp(local: Tensor) -> list[Tensor]:
-    """The parts of all tensor-parallel ranks, in rank order; collective."""
-    group = tp_group()
+def ep_group() -> dist.ProcessGroup:
+    """Ranks that share the experts of a layer."""
+    return cast(dist.ProcessGroup, parallel_state.get_expert_model_parallel_group())
+
+
+def etp_group() -> dist.ProcessGroup:
+    """Ranks that share each matrix of an expert."""
+    return cast(dist.ProcessGroup, parallel_state.get_expert_tensor_parallel_group())
+
+
+def is_last_stage() -> bool:
+    """Whether this rank has the output layer."""
+    return bool(parallel_state.is_pipeline_last_stage(ignore_virtual=True))
+
+
+def gather_over(group: dist.ProcessGroup, local: Tensor) -> list[Tensor]:
+    """The tensors of all ranks of `group`, in rank order; collective."""
     if group.size() == 1:
         return [local]
     parts = [torch.empty_like(local) for _ in range(group.size())]
     dist.all_gather(parts, local.contiguous(), group=group)
     return parts
+
+
+def from_last_stage(tensor: Tensor) -> Tensor:
+    """`tensor` of the last pipeline stage on every stage, in place; collective."""
+    group = pp_group()
+    if group.size() > 1:
+        dist.broadcast(tensor, group_src=group.size() - 1, group=group)
+    return tensor
+
+
+def object_from_last_stage(value: Any) -> Any:
+    """A small object of the last pipeline stage on every stage; collective."""
+    group = pp_group()
+    if group.size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, group_src=group.size() - 1, group=group)
+    return box[0]
+
+
+def objects_of_all_stages(value: Any) -> list[Any]:
+    """A small object of each pipeline stage, first to last; collective."""
+    group = pp_group()
+    values: list[Any] = [value]
+    if group.size() > 1:
+        values = [None] * group.size()
+        dist.all_gather_object(values, value, group=group)
+    return values
+
+
+def ready_weight(module: torch.nn.Module) -> torch.nn.Parameter:
+    """`module.weight`, for a reader that does not call the module.
+
+    With --overlap-param-gather Megatron waits for a module's new weights in a hook before its
+    forward pass. Without that hook its values may be those of the last step.
+    """
+    for hook in module._forward_pre_hooks.values():
+        hook(module, ())
+    return cast(torch.nn.Parameter, module.weight)

@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 
-from slime.backends.megatron import cpu
+from slime.backends.megatron import cpu, gradient_accumulation
 
 # What the backend will use, imported while other processes still start.
 _MODULES = (
@@ -30,6 +30,7 @@ def load_megatron() -> None:
     # torch's checkpoint writer logs two lines per tensor, past the level of the root logger.
     logging.getLogger("c10d-NullHandler-dcp_logger").setLevel(logging.ERROR)
     with without_warnings():
+        gradient_accumulation.provide()
         cpu.install()
         for name in _MODULES:
             importlib.import_module(name)

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from slime.backends.megatron.checkpoint import (
     load_train_state,
     save_checkpoint,
 )
+from slime.backends.megatron.critic import HEAD_NAME
 from slime.backends.megatron.forward import LogProbOptions
 from slime.backends.megatron.initialize import (
     choose_device,
@@ -31,7 +32,8 @@ from slime.backends.megatron.optimizer import (
     zero_gradients,
 )
 from slime.backends.megatron.parallel import build_groups, dp_group
-from slime.backends.megatron.passes import Passes, add_up, sum_gradients
+from slime.backends.megatron.passes import Passes, sum_gradients
+from slime.backends.megatron.routing_replay import RoutingReplay
 from slime.backends.megatron.sources import (
     Source,
     find_source,
@@ -39,6 +41,7 @@ from slime.backends.megatron.sources import (
     resolve_start,
 )
 from slime.backends.megatron.stock import without_warnings
+from slime.backends.megatron.views import add_up
 from slime.backends.megatron.weight_copies import WeightCopies
 from slime.config.config import Config
 from slime.data.batch import RolloutBatch
@@ -66,6 +69,8 @@ class MegatronTrainer:
         rank, world_size: of this process among all training ranks.
         local_rank: among those of its node; picks the GPU.
         master_addr, master_port: where rank 0 opens the store of the process group.
+        role: a critic gives values, and is trained by a loss of them; it knows neither log-probs
+            nor the other copies of weights, and is no Hugging Face folder.
 
     Raises:
         ConfigError: flags that cannot work, or that do not describe the model in --hf-checkpoint.
@@ -80,9 +85,11 @@ class MegatronTrainer:
         local_rank: int,
         master_addr: str,
         master_port: int,
+        role: Literal["actor", "critic"] = "actor",
     ) -> None:
         refuse_unbuilt(config)
         self._config = config
+        self._is_critic = role == "critic"
         self._device = choose_device(config, local_rank)
         if self._device.type == "cpu":
             keep_freed_memory()
@@ -90,6 +97,8 @@ class MegatronTrainer:
             config, device=self._device, rank=rank, world_size=world_size
         )
         self._architecture = find_architecture(config, self._args)
+        if self._is_critic:  # its output layer is no embedding
+            self._args.untie_embeddings_and_output_weights = True
         join_process_group(
             config,
             device=self._device,
@@ -98,7 +107,7 @@ class MegatronTrainer:
             master_addr=master_addr,
             master_port=master_port,
         )
-        self.layout = build_groups(config)
+        self.layout = build_groups(self._args)
         seed_everything(config.seed, self.layout)
         facts = {k: v for k, v in vars(self._args).items() if k not in vars(config)}
         self._plugin_args = config.to_namespace(**facts)
@@ -110,10 +119,11 @@ class MegatronTrainer:
         self._model = build_model(
             self._args,
             self._config,
-            padded_vocab_size=self._architecture.dims.padded_vocab_size,
+            architecture=self._architecture,
             device=self._device,
+            is_critic=self._is_critic,
         )
-        self._bare = bare_model(self._model)
+        self._bare = [bare_model(chunk) for chunk in self._model]
         self._optimizer = build_optimizer(self._args, self._model)
         self._scheduler = build_scheduler(self._args, self._config, self._optimizer)
         self._copies = WeightCopies(self._bare)
@@ -122,16 +132,38 @@ class MegatronTrainer:
             chunk_size=self._config.log_probs_chunk_size,
             vocab_size=self._architecture.dims.vocab_size,
         )
-        # A GPU builds kernels per shape, so it sees few of them; a CPU would compute the padding.
-        multiple = self._config.data_pad_size_multiplier if self._device.type == "cuda" else 1
-        self._passes = Passes(self._model, options, device=self._device, pad_multiple=multiple)
-        transformer: Any = self._model.config
+        self._passes = Passes(
+            self._model,
+            options,
+            device=self._device,
+            pad_multiple=self._pad_multiple(),
+            is_critic=self._is_critic,
+            keeps_all_rows=self._config.loss_type == "custom_loss" and not self._is_critic,
+            replay=self._routing_replay(),
+        )
+        transformer: Any = self._model[0].config
         transformer.grad_scale_func = self._optimizer.scale_loss
         transformer.finalize_model_grads_func = sum_gradients
         if self._args.overlap_grad_reduce:
-            transformer.no_sync_func = self._model.no_sync
+            transformer.no_sync_func = _per_chunk([chunk.no_sync for chunk in self._model])
+            if self._args.align_grad_reduce:
+                starts = [chunk.start_grad_sync for chunk in self._model]
+                transformer.grad_sync_func = _per_chunk(starts)
         if self._args.overlap_param_gather:
-            transformer.param_sync_func = self._model.start_param_sync
+            starts = [chunk.start_param_sync for chunk in self._model]
+            transformer.param_sync_func = _per_chunk(starts)
+
+    def _routing_replay(self) -> RoutingReplay | None:
+        from_engine = self._config.use_rollout_routing_replay
+        if self._is_critic or not (from_engine or self._config.use_routing_replay):
+            return None
+        return RoutingReplay(self._model, self._args, from_engine=from_engine)
+
+    def _pad_multiple(self) -> int:
+        """Tokens of a pack are padded to a multiple of this; ranks of a sequence share them."""
+        ranks = self._args.tensor_model_parallel_size if self._args.sequence_parallel else 1
+        # A GPU builds kernels per shape, so it sees few of them; a CPU would compute the padding.
+        return ranks * (self._config.data_pad_size_multiplier if self._device.type == "cuda" else 1)
 
     @property
     def _state(self) -> TrainState:
@@ -155,7 +187,7 @@ class MegatronTrainer:
         if not start.resumes or self._config.no_load_optim:
             # Main weights of higher precision follow the model's; loaded ones are better than that.
             self._optimizer.reload_model_params()
-        if self._config.keep_old_actor:
+        if self._config.keep_old_actor and not self._is_critic:
             self._copies.store(ModelTag.OLD_ACTOR)
         first = self._config.start_rollout_id
         if first is None:
@@ -165,6 +197,8 @@ class MegatronTrainer:
 
     def _load_copies(self) -> None:
         """Reference and teacher pass through the live weights, before the actor's own come."""
+        if self._is_critic:
+            return
         if needs_reference(self._config):
             self._load_weights(reference_source(self._config))
             self._copies.store(ModelTag.REF)
@@ -178,7 +212,8 @@ class MegatronTrainer:
 
     def _load_weights(self, source: Source) -> None:
         if source.kind == "hf":
-            load_hf(self._bare, self._architecture, source.path)
+            besides = {HEAD_NAME} if self._is_critic else ()
+            load_hf(self._bare, self._architecture, source.path, besides=besides)
         else:
             load_model_weights(self._bare, source)
 
@@ -198,11 +233,13 @@ class MegatronTrainer:
     def save_hf(self, path: str) -> None:
         """Write a Hugging Face folder that `AutoModelForCausalLM` loads; collective."""
         assert self._config.hf_checkpoint is not None
+        self._require("actor", "save_hf")
         with self._gathered_weights():
             save_hf(self._bare, self._architecture, path, config_from=self._config.hf_checkpoint)
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """(Hugging Face name, whole tensor) of every parameter; views of live weights."""
+        self._require("actor", "named_weights")
         with self._gathered_weights():
             yield from named_weights(self._bare, self._architecture)
 
@@ -217,30 +254,39 @@ class MegatronTrainer:
         if not self._args.overlap_param_gather:
             yield
             return
-        self._model.disable_forward_pre_hook()
+        for chunk in self._model:
+            chunk.disable_forward_pre_hook()
         try:
             yield
         finally:
-            self._model.enable_forward_pre_hook()
+            for chunk in self._model:
+                chunk.enable_forward_pre_hook()
 
     # Forward and backward
 
     def log_probs(self, batch: RolloutBatch, model: ModelTag) -> list[Tensor]:
         """Log-probs of the response tokens, a whole [R] fp32 CPU tensor per sample."""
+        self._require("actor", "log_probs")
         hook = self._config.custom_megatron_before_log_prob_hook_path
-        _call_hook(hook, self._plugin_args, [self._model], _STORE_PREFIX[model])
+        _call_hook(hook, self._plugin_args, self._model, _STORE_PREFIX[model])
         is_live = model is ModelTag.ACTOR or (
             model is ModelTag.OLD_ACTOR and model not in self._copies
         )
         swap = contextlib.nullcontext() if is_live else self._copies.swapped_in(model)
         with self._gathered_weights(), swap:
-            return self._passes.log_probs(batch)
+            is_policy = model in (ModelTag.ACTOR, ModelTag.OLD_ACTOR)
+            return self._passes.log_probs(batch, is_policy=is_policy)
 
     def values(self, batch: RolloutBatch) -> list[Tensor]:
-        """The critic's values; no critic is built yet."""
-        raise ConfigError(
-            "Critics are not supported yet; use an --advantage-estimator other than ppo."
-        )
+        """The critic's values of the response tokens, a whole [R] fp32 CPU tensor per sample."""
+        self._require("critic", "values")
+        with self._gathered_weights():
+            return self._passes.values(batch)
+
+    def _require(self, role: str, call: str) -> None:
+        found = "critic" if self._is_critic else "actor"
+        if found != role:
+            raise RuntimeError(f"{call}() is a call to a trainer of role {role}; this is a {found}")
 
     def train_step(self, step: TrainStep, loss_fn: LossFn) -> Metrics:
         """One optimizer step. A gradient that is not finite skips it: `step_skipped` is then 1."""
@@ -281,10 +327,15 @@ class MegatronTrainer:
             self._plugin_args,
             step.batch.rollout_id,
             step.step_id,
-            [self._model],
+            self._model,
             self._optimizer,
             self._scheduler,
         )
+
+
+def _per_chunk(functions: list[Any]) -> Any:
+    """What Megatron's schedules take: a function, or a list for virtual pipeline stages."""
+    return functions if len(functions) > 1 else functions[0]
 
 
 def _call_hook(path: str | None, *arguments: Any) -> None:

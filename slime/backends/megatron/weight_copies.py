@@ -1,23 +1,24 @@
 """Other weights for the same model: reference, old actor, teacher; swapped in to compute with."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from slime.backends.megatron.named_weights import global_weights
 from slime.training.interface import ModelTag
 
 
 class WeightCopies:
-    """CPU copies of a model's parameters by tag.
+    """CPU copies of a model's weights by tag.
 
     On CPU swapping exchanges pointers and costs nothing. On CUDA the live weights go to pinned
     memory and the others come in; both directions are copies over PCIe.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        self._parameters = list(model.parameters())
+    def __init__(self, model: Sequence[torch.nn.Module]) -> None:
+        self._parameters = [weight for _, weight in global_weights(model)]
         self._copies: dict[ModelTag, list[Tensor]] = {}
         self._live_backup: list[Tensor] | None = None
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from slime.checkpoint.convert import check_hf_against_flags, megatron_flags_from_hf
+from slime.config.foreign import megatron_values
 from slime.errors import ConfigError
 
 SCRIPTS = Path(__file__).parents[3] / "scripts" / "models"
@@ -104,7 +105,7 @@ def _namespace(config: dict[str, Any], **changes: Any) -> Namespace:
         "vocab_size": config["vocab_size"],
         "untie_embeddings_and_output_weights": not config["tie_word_embeddings"],
     }
-    return Namespace(**given | changes)
+    return Namespace(**megatron_values(()) | given | changes)
 
 
 def test_every_script_of_a_model_is_checked() -> None:

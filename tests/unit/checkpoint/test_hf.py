@@ -76,6 +76,21 @@ def test_written_dtype_is_stated_in_the_config(origin: Path, tmp_path: Path) -> 
     assert torch.equal(got, weights["lm_head.weight"].bfloat16())
 
 
+def test_what_keeps_its_dtype_is_not_cast(origin: Path, tmp_path: Path) -> None:
+    weights = random_weights(tiny_config(tied=False))
+    kept = "model.norm.weight"
+    write_hf_folder(
+        tmp_path / "out",
+        weights.items(),
+        config_from=origin,
+        dtype=torch.bfloat16,
+        keep_dtype={kept},
+    )
+    written = _read_all(tmp_path / "out")
+    assert torch.equal(written.pop(kept), weights[kept])
+    assert {tensor.dtype for tensor in written.values()} == {torch.bfloat16}
+
+
 def test_views_and_reused_buffers_are_copied(origin: Path, tmp_path: Path) -> None:
     buffer = torch.zeros(8, 6)
 

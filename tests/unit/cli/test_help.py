@@ -39,7 +39,4 @@ def test_defaults_and_states_are_told() -> None:
     assert default_text(find("--colocate")) == ""
     assert state_text(find("--eps-clip")) == ""
     assert state_text(find("--release-train")).startswith("refused: not built yet")
-    assert (
-        state_text(find("--loss-type"))
-        == "only policy_loss or sft_loss; not built yet: custom_loss"
-    )
+    assert state_text(find("--ckpt-format")) == "only torch_dist; only torch_dist is built"

@@ -6,6 +6,7 @@ from slime.config.config import Config
 from slime.config.hooks import ROLLOUT_HOOKS, TRAIN_HOOKS, check_hooks
 from slime.errors import ConfigError
 from slime.plugins import HOOKS
+from slime.training.losses import ICEPOP_PATH
 
 
 def test_each_hook_belongs_to_one_side() -> None:
@@ -30,3 +31,7 @@ def test_given_functions_are_loaded_and_checked(
         ConfigError, match=r"--rollout-sample-hook-path hooks_of_a_user.sample_hook"
     ):
         check_hooks(wrong, names)
+
+
+def test_a_documented_function_that_is_built_in_needs_no_module() -> None:
+    check_hooks(Config(custom_tis_function_path=ICEPOP_PATH), ["custom_tis_function_path"])

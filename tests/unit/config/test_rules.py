@@ -39,6 +39,19 @@ from slime.errors import ConfigError
         ({"use_rollout_logprobs": "", "use_tis": ""}, "exclude each other"),
         ({"eps_clip_c": "0.5"}, "--eps-clip-c must be above 1"),
         ({"use_tis": "", "tis_clip": "0.5", "tis_clip_low": "1"}, "is above --tis-clip"),
+        (
+            {"loss_type": "custom_loss"},
+            "custom_loss and --custom-loss-function-path need each other",
+        ),
+        ({"custom_loss_function_path": "a.b"}, "need each other"),
+        (
+            {"custom_pg_loss_reducer_function_path": "a.b", "loss_type": "sft_loss"},
+            "--custom-pg-loss-reducer-function-path does nothing with --loss-type sft_loss",
+        ),
+        (
+            {"use_routing_replay": "", "use_rollout_logprobs": ""},
+            "experts of the log-prob pass, which these flags leave out",
+        ),
         ({"eval_top_p": "0"}, "--eval-top-p must be above 0 and at most 1"),
         ({"rollout_top_k": "0"}, "--rollout-top-k must be at least 1, or -1"),
         ({"sglang_router_ip": "127.0.0.1"}, "needs --sglang-router-port"),
@@ -115,3 +128,130 @@ def test_flags_without_effect_are_named(
     with caplog.at_level(logging.WARNING):
         load_config(base_argv(tmp_path, **flags))
     assert message in caplog.text
+
+
+_EXPERTS = {"num_experts": "4", "moe_layer_freq": "1", "actor_num_gpus_per_node": "4"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            {"tensor_model_parallel_size": "2", "pipeline_model_parallel_size": "2"},
+            "tensor x pipeline x context parallel size = 4 does not divide .* = 2",
+        ),
+        (
+            {"tensor_model_parallel_size": "2", "num_attention_heads": "3"},
+            "2 does not divide --num-attention-heads 3: each rank has whole heads",
+        ),
+        (
+            {
+                "tensor_model_parallel_size": "2",
+                "group_query_attention": "",
+                "num_query_groups": "3",
+            },
+            "2 does not divide --num-query-groups 3",
+        ),
+        (
+            {"tensor_model_parallel_size": "2", **_EXPERTS},
+            r"experts \(--num-experts\) with --tensor-model-parallel-size 2 needs --sequence-par",
+        ),
+        (
+            {"tensor_model_parallel_size": "2", "multi_latent_attention": ""},
+            "--multi-latent-attention with --tensor-model-parallel-size 2 needs --sequence-par",
+        ),
+        (
+            {"num_virtual_stages_per_pipeline_rank": "2"},
+            "--num-virtual-stages-per-pipeline-rank 2 needs --pipeline-model-parallel-size above 1",
+        ),
+        (
+            {"decoder_last_pipeline_num_layers": "1"},
+            "--decoder-last-pipeline-num-layers 1 needs --pipeline-model-parallel-size above 1",
+        ),
+        (
+            {
+                "pipeline_model_parallel_size": "2",
+                "num_virtual_stages_per_pipeline_rank": "2",
+                "num_layers_per_virtual_pipeline_stage": "1",
+            },
+            "say the same thing; give one of them",
+        ),
+        (
+            {"pipeline_model_parallel_size": "2", "num_layers": "5"},
+            "2 does not divide --num-layers 5 into 2 equal stages; give --decoder-first",
+        ),
+        (
+            {
+                "pipeline_model_parallel_size": "4",
+                "num_layers": "6",
+                "decoder_first_pipeline_num_layers": "2",
+                "actor_num_gpus_per_node": "4",
+            },
+            "does not divide --num-layers 6 less 2 of the first stage into 3 equal stages",
+        ),
+        (
+            {"expert_model_parallel_size": "2"},
+            "--expert-model-parallel-size 2: the model has no experts",
+        ),
+        (
+            {"expert_model_parallel_size": "3", **_EXPERTS},
+            "--expert-model-parallel-size 3 does not divide --num-experts 4",
+        ),
+        (
+            {"expert_tensor_parallel_size": "2", **_EXPERTS},
+            "--expert-tensor-parallel-size 2 is greater than --tensor-model-parallel-size 1",
+        ),
+        (
+            {
+                "expert_model_parallel_size": "4",
+                "tensor_model_parallel_size": "2",
+                "sequence_parallel": "",
+                **_EXPERTS,
+            },
+            "expert tensor x expert x pipeline parallel size = 2 x 4 x 1 = 8 does not divide .* 4",
+        ),
+        (
+            {
+                "pipeline_model_parallel_size": "2",
+                "num_virtual_stages_per_pipeline_rank": "2",
+                "num_layers": "4",
+                "global_batch_size": "1",
+            },
+            r"1 is less than the 2 data-parallel ranks x pipeline stages \(interleaved\)",
+        ),
+    ],
+)
+def test_parallel_sizes_that_cannot_work_are_named(
+    tmp_path: Path, flags: dict[str, str | None], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(base_argv(tmp_path, **flags))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"tensor_model_parallel_size": "2", "sequence_parallel": ""},
+        {"tensor_model_parallel_size": "2", "num_attention_heads": "4"},
+        {"pipeline_model_parallel_size": "2"},
+        {"context_parallel_size": "2"},
+        {"expert_model_parallel_size": "2", **_EXPERTS},
+        {
+            "tensor_model_parallel_size": "2",
+            "sequence_parallel": "",
+            "expert_model_parallel_size": "4",
+            "expert_tensor_parallel_size": "1",
+            **_EXPERTS,
+        },
+    ],
+)
+def test_parallel_sizes_that_work_pass(tmp_path: Path, flags: dict[str, str | None]) -> None:
+    load_config(base_argv(tmp_path, **flags))
+
+
+def test_sequences_are_not_cut_among_one_rank(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        load_config(base_argv(tmp_path, sequence_parallel=""))
+    assert "--sequence-parallel has no effect with --tensor-model-parallel-size 1" in caplog.text

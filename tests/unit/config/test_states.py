@@ -17,14 +17,23 @@ def test_what_a_state_allows() -> None:
     assert refused("", 1).allows(1, 0)
     assert works_with("", "a").allows("a", "b")
     assert not works_with("", "a").allows("b", "b")
+    assert works_with("", "a", "b").allows(("a", "b"), None)
+    assert not works_with("", "a").allows(("a", "b"), None)
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["--advantage-estimator", "ppo"], "--advantage-estimator ppo: not built yet"),
-        (["--tensor-model-parallel-size", "2"], "--tensor-model-parallel-size 2: not built"),
-        (["--num-experts", "8"], "--num-experts 8: not built yet: mixture-of-experts"),
+        (["--moe-aux-loss-coeff", "0.1"], r"--moe-aux-loss-coeff 0\.1: not built: experts would"),
+        (
+            ["--moe-router-load-balancing-type", "none", "sinkhorn"],
+            "--moe-router-load-balancing-type none sinkhorn: experts would be chosen",
+        ),
+        (["--moe-router-score-function", "sqrtsoftplus"], "no family that slime knows has it"),
+        (["--recompute-modules", "moe", "layernorm"], "--recompute-modules moe layernorm: "),
+        (["--hybrid-context-parallel"], "nobody has tried this flag of Megatron"),
+        (["--moe-use-upcycling"], "--moe-use-upcycling: not built yet: making experts"),
         (["--attention-dropout", "0.1"], "dropout is not built"),
         (["--data-path", "x"], "slime trains on rollouts"),
         (["--rl-default-top-k", "3"], "Megatron's own RL loop"),
@@ -40,7 +49,7 @@ def test_refused_flags_say_why(tmp_path: Path, argv: list[str], message: str) ->
 
 
 def test_a_refused_flag_may_say_what_is_so_anyway(tmp_path: Path) -> None:
-    harmless = ["--tensor-model-parallel-size", "1", "--attention-dropout", "0", "--value-clip=0.2"]
+    harmless = ["--moe-aux-loss-coeff", "0", "--attention-dropout", "0", "--value-clip=0.2"]
     load_config([*base_argv(tmp_path), *harmless])
 
 

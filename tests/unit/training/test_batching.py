@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.rollouts import random_samples
@@ -117,8 +118,38 @@ def test_status_round_and_plugin_columns_travel() -> None:
     assert batch.truncated == (True, False)
     assert batch.extras["round_number"] == [None, 4]
     assert batch.extras["metadata"] == [None, {"tool": "python"}]
-    assert batch.extras["rollout_routed_experts"][0] is samples[0].rollout_routed_experts
+    assert batch.rollout_routed_experts is not None
+    assert batch.rollout_routed_experts[1] is None
     assert "source_names" not in batch.extras
+
+
+def test_routed_experts_travel_narrow_and_a_filler_has_none() -> None:
+    samples = random_samples(num_groups=1, group_size=3, seed=0)
+    for sample in samples:
+        shape = (len(sample.tokens) - 1, 3, 2)
+        experts = np.arange(np.prod(shape), dtype=np.int32).reshape(shape)
+        sample.rollout_routed_experts = experts + (sample.index or 0)
+    batches = make(samples, Config(global_batch_size=3), dp_size=2)
+    for batch in batches:
+        assert batch.rollout_routed_experts is not None
+        for index, experts in zip(batch.sample_indices, batch.rollout_routed_experts, strict=True):
+            if index == FILLER_INDEX:
+                assert experts is None
+                continue
+            assert experts is not None
+            assert experts.dtype == torch.int16
+            expected = samples[index].rollout_routed_experts
+            assert expected is not None
+            assert experts.tolist() == expected.tolist()
+    assert any(FILLER_INDEX in batch.sample_indices for batch in batches)
+
+
+@pytest.mark.parametrize("wrong", [[[0]], np.zeros((3, 2, 1)), np.full((3, 2, 1), 2**15)])
+def test_what_are_no_numbers_of_experts_names_the_sample(wrong: Any) -> None:
+    data = {"tokens": [[1, 2, 3, 4]], "response_lengths": [2], "rewards": [0.0]}
+    data["rollout_routed_experts"] = [wrong]
+    with pytest.raises(DataError, match="sample 0: rollout_routed_experts must be numbers"):
+        batches_from_train_data(data, Config(global_batch_size=1), rollout_id=0, dp_size=1)
 
 
 def test_custom_train_data_takes_the_same_road() -> None:

@@ -87,6 +87,43 @@ def test_the_weights_gradient_is_added_to_the_buffer_that_is_given() -> None:
     torch.testing.assert_close(buffer - 2.0, expected, atol=1e-5, rtol=1e-4)
 
 
+def test_a_marked_buffer_satisfies_the_hooks_of_megatron() -> None:
+    """They ask the weight whether its buffer is complete, and want to see some gradient."""
+    hidden, weight, targets, factors = random_case(torch.float32)
+    weight.requires_grad_()
+    hidden.requires_grad_()
+    buffer = torch.zeros_like(weight).detach()
+    marks: list[bool] = []
+
+    def hook(parameter: Any) -> None:
+        marks.append(parameter.grad_added_to_main_grad)
+        assert parameter.grad is not None
+        assert parameter.grad.shape == parameter.shape
+
+    weight.register_post_accumulate_grad_hook(hook)
+    output = OutputWeight(weight, buffer, marks_buffer=True)
+    values = weight.detach().clone()
+    outputs = linear_log_probs_and_entropy(
+        hidden, output, targets, needs_entropy=True, chunk_size=2
+    )
+    loss(outputs, factors.float()).backward()
+    assert marks == [True]
+    assert torch.equal(weight, values)
+    torch.testing.assert_close(buffer, from_whole_logits()[2].float(), atol=1e-5, rtol=1e-4)
+
+
+def test_an_unmarked_buffer_leaves_the_weight_alone() -> None:
+    hidden, weight, targets, factors = random_case(torch.float32)
+    weight.requires_grad_()
+    output = OutputWeight(weight, torch.zeros_like(weight).detach())
+    outputs = linear_log_probs_and_entropy(
+        hidden.requires_grad_(), output, targets, needs_entropy=True
+    )
+    loss(outputs, factors.float()).backward()
+    assert not hasattr(weight, "grad_added_to_main_grad")
+    assert weight.grad is None
+
+
 def test_bf16_weights_give_fp32_logits() -> None:
     hidden, weight, targets, _ = random_case(torch.bfloat16)
     log_probs, entropy = linear_log_probs_and_entropy(

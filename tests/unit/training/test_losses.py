@@ -8,7 +8,6 @@ import torch
 from support.views import random_view, without
 
 from slime.config.config import Config
-from slime.errors import ConfigError
 from slime.training.algorithms.cispo import CISPO
 from slime.training.algorithms.grpo import GRPO
 from slime.training.algorithms.gspo import GSPO
@@ -204,16 +203,3 @@ def test_sft_loss_is_the_weighted_negative_log_likelihood() -> None:
 
 def test_upper_clip_defaults_to_the_lower_one() -> None:
     assert policy_loss_options(Config(eps_clip=0.1)).clip == ClipBounds(low=0.1, high=0.1)
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        Config(loss_type="custom_loss"),
-        Config(custom_pg_loss_reducer_function_path="a.b"),
-        Config(custom_tis_function_path="a.b"),
-    ],
-)
-def test_what_is_not_built_is_refused(config: Config) -> None:
-    with pytest.raises(ConfigError, match="not built"):
-        make_loss_fn(config)

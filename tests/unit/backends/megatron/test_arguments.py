@@ -24,7 +24,7 @@ def test_values_the_trainer_depends_on_are_set_whatever_the_words_say(config: Co
     assert args["variable_seq_lengths"]
     assert args["calculate_per_token_loss"]
     assert args["moe_token_dispatcher_type"] == "alltoall"
-    assert not args["gradient_accumulation_fusion"]
+    assert args["gradient_accumulation_fusion"]
 
 
 def test_dropout_is_off_unless_asked_for(config: Config) -> None:

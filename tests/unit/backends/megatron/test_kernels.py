@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from slime.backends.megatron.attention import _padded_attention
 from slime.backends.megatron.kernels import put_back, rms_norm, rotate, swiglu, take
-from slime.backends.megatron.layers import _padded_attention
 from slime.backends.megatron.pack import padded_layout
 
 

@@ -352,7 +352,10 @@ def test_hooks_are_called_with_what_they_are_promised(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--tensor-model-parallel-size", "2"), "--tensor-model-parallel-size 2"),
+        (
+            ("--tensor-model-parallel-size", "2"),
+            "tensor x pipeline x context parallel size = 2 does",
+        ),
         (("--attention-dropout", "0.1"), "--attention-dropout 0.1"),
         (("--hidden-size", "80"), "hidden"),
     ],

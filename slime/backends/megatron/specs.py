@@ -1,0 +1,177 @@
+"""Layer specs: which modules make a layer of each family, and which layers a pipeline stage has.
+
+The parameters' names and shapes are those of Megatron's own local spec, so checkpoints of stock
+Megatron load; experts and GLM-4's norms, which it lacks or has otherwise, have names of their own.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch.nn.functional as F
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.moe.moe_layer import MoESubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import (
+    TransformerBlockSubmodules,
+    get_num_layers_to_build,
+)
+from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
+from megatron.core.transformer.transformer_layer import (
+    TransformerLayer,
+    TransformerLayerSubmodules,
+    get_transformer_layer_offset,
+)
+
+from slime.backends.megatron.attention import VarlenAttention
+from slime.backends.megatron.dispatch import PackedMoE
+from slime.backends.megatron.experts import GroupedExperts, Router, SharedExperts
+from slime.backends.megatron.layers import (
+    LastLayer,
+    PackedSelfAttention,
+    PostNormLinear,
+    RMSNorm,
+    SwiGLUMLP,
+)
+from slime.backends.megatron.mla import PackedMLA, mla_submodules
+
+# Names on disk are those of the fused layers of TransformerEngine, as in stock specs.
+_FUSED_QKV_NORM = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
+_FUSED_MLP_NORM = {"pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"}
+_FUSED_MLA_NORMS = {
+    "self_attention.q_layernorm.": "self_attention.linear_q_up_proj.layer_norm_",
+    "self_attention.kv_layernorm.": "self_attention.linear_kv_up_proj.layer_norm_",
+}
+_POST_NORMS = {
+    "self_attention.linear_proj.post_layernorm.": "post_self_attn_layernorm.",
+    "mlp.linear_fc2.post_layernorm.": "post_mlp_layernorm.",
+}
+
+
+@dataclass(frozen=True)
+class LayerStyle:
+    """What distinguishes the layers of a family and no flag of Megatron says.
+
+    Attributes:
+        has_post_norms: attention and MLP end in an RMSNorm of their own, before the residual.
+    """
+
+    has_post_norms: bool = False
+
+
+def layer_style(model_type: str) -> LayerStyle:
+    """The style of the layers of this `model_type` in a `config.json`."""
+    return LayerStyle(has_post_norms=model_type == "glm4")
+
+
+def block_spec(
+    config: TransformerConfig, style: LayerStyle, *, vp_stage: int | None = None
+) -> TransformerBlockSubmodules:
+    """The layers of this pipeline stage, and the final norm."""
+    first = get_transformer_layer_offset(config, vp_stage)
+    stop = first + get_num_layers_to_build(config, vp_stage)
+    has_experts = _layers_with_experts(config)
+    return TransformerBlockSubmodules(
+        layer_specs=[
+            _layer_spec(
+                config,
+                style,
+                has_experts=has_experts[i],
+                is_last=i + 1 == config.num_layers,
+            )
+            for i in range(first, stop)
+        ],
+        layer_norm=RMSNorm,
+    )
+
+
+def _layers_with_experts(config: TransformerConfig) -> list[bool]:
+    """For each layer of the whole model: experts instead of one MLP."""
+    frequency = config.moe_layer_freq
+    if config.num_moe_experts is None:
+        return [False] * config.num_layers
+    if isinstance(frequency, int):
+        return [i % frequency == 0 for i in range(config.num_layers)]
+    assert len(frequency) == config.num_layers, "checked with the arguments"
+    return [bool(one) for one in frequency]
+
+
+def _layer_spec(
+    config: TransformerConfig, style: LayerStyle, *, has_experts: bool, is_last: bool
+) -> ModuleSpec:
+    """One layer: RMSNorm, attention, RMSNorm, MLP or experts, each half with its residual."""
+    output: Any = PostNormLinear if style.has_post_norms else RowParallelLinear
+    residual: Any = get_bias_dropout_add
+    is_mla = config.multi_latent_attention
+    names = dict(_FUSED_MLA_NORMS if is_mla else _FUSED_QKV_NORM)
+    if not has_experts:
+        names |= _FUSED_MLP_NORM
+    if style.has_post_norms:
+        names |= _POST_NORMS
+    return ModuleSpec(
+        module=LastLayer if is_last else TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=RMSNorm,
+            self_attention=_latent_attention(config, output)
+            if is_mla
+            else _attention(config, output),
+            self_attn_bda=residual,
+            pre_mlp_layernorm=RMSNorm,
+            mlp=_experts() if has_experts else _mlp(config, output),
+            mlp_bda=residual,
+            sharded_state_dict_keys_map=names,
+        ),
+    )
+
+
+def _attention(config: TransformerConfig, output: Any) -> ModuleSpec:
+    norm = RMSNorm if config.qk_layernorm else IdentityOp
+    return ModuleSpec(
+        module=PackedSelfAttention,
+        params={"attn_mask_type": AttnMaskType.causal},
+        submodules=SelfAttentionSubmodules(
+            linear_qkv=ColumnParallelLinear,
+            core_attention=VarlenAttention,
+            linear_proj=output,
+            q_layernorm=norm,
+            k_layernorm=norm,
+        ),
+    )
+
+
+def _latent_attention(config: TransformerConfig, output: Any) -> ModuleSpec:
+    submodules = mla_submodules(
+        cast(MLATransformerConfig, config),
+        norm=RMSNorm,
+        core_attention=VarlenAttention,
+        linear_proj=output,
+    )
+    return ModuleSpec(
+        module=PackedMLA, params={"attn_mask_type": AttnMaskType.causal}, submodules=submodules
+    )
+
+
+def _mlp(config: TransformerConfig, output: Any) -> Any:
+    is_swiglu = config.gated_linear_unit and config.activation_func == F.silu
+    module = SwiGLUMLP if is_swiglu else MLP
+    return partial(
+        module.as_mlp_submodule,
+        submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=output),
+    )
+
+
+def _experts() -> Any:
+    shared = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+    return partial(
+        PackedMoE,
+        submodules=MoESubmodules(
+            experts=GroupedExperts,
+            shared_experts=partial(SharedExperts, submodules=shared),
+            router=Router,
+        ),
+    )

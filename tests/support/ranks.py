@@ -1,0 +1,90 @@
+"""Start the ranks of `parallel_cases.py`, and what they left."""
+
+import contextlib
+import fcntl
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Generator, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from support import parallel_cases as cases
+from support.megatron_runs import free_port, make_tiny_qwen3
+from support.tiny_families import make_tiny_family
+
+TIMEOUT_S = 400.0
+LAST_WORDS_S = 20.0
+
+
+def make_models(folder: Path, names: Iterable[str]) -> None:
+    """The random models of the cases, each in a folder of its name."""
+    for name in sorted(set(names)):
+        if name.startswith("qwen3") and name != "qwen3_moe":
+            make_tiny_qwen3(
+                folder / name,
+                vocab_size=cases.VOCAB,
+                tied=name == "qwen3",
+                num_hidden_layers=4,
+            )
+        else:
+            make_tiny_family(folder / name, name, vocab_size=cases.VOCAB)
+
+
+@contextlib.contextmanager
+def one_group_at_a_time() -> Generator[None]:
+    """Wait until no other test of this user runs ranks: more ranks than cores wait for each other."""
+    path = Path(tempfile.gettempdir()) / f"slime-test-ranks-{os.getuid()}.lock"
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def run_ranks(
+    folder: Path, world_size: int, names: Iterable[str], script: str = cases.__file__
+) -> None:
+    """The named cases by so many ranks; a failure is reported by the case's own test."""
+    root = Path(cases.__file__).parents[2]
+    paths = os.pathsep.join([str(root / "tests"), str(root)])
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    port = str(free_port())
+    with one_group_at_a_time():
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, script, str(rank), str(world_size), port, str(folder), *names],
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            for rank in range(world_size)
+        ]
+        try:
+            _wait_for_all(ranks)
+        finally:
+            for rank in ranks:
+                rank.kill()
+                rank.wait()
+
+
+def _wait_for_all(ranks: list[subprocess.Popen[bytes]]) -> None:
+    """Until all ended; when one failed, a few seconds more for the others' last words."""
+    deadline = time.monotonic() + TIMEOUT_S
+    running, has_failed = list(ranks), False
+    while running and time.monotonic() < deadline:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running[0].wait(timeout=0.2)
+        if not has_failed and any(rank.poll() for rank in ranks):
+            has_failed = True
+            deadline = min(deadline, time.monotonic() + LAST_WORDS_S)
+        running = [rank for rank in running if rank.poll() is None]
+
+
+def result(folder: Path, name: str) -> dict[str, Any]:
+    """What rank 0 left of a case."""
+    errors = sorted(folder.glob("*.error"))
+    path = folder / f"{name}.pt"
+    assert path.exists(), "\n".join(f"{p.name}:\n{p.read_text()}" for p in errors) or "no result"
+    return torch.load(path, weights_only=False)

@@ -1,0 +1,19 @@
+"""A layer spec as users give it by --spec."""
+
+import argparse
+from typing import Any
+
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+CALLS: list[int | None] = []
+
+
+def plain_layers(
+    args: argparse.Namespace, config: TransformerConfig, vp_stage: int | None = None
+) -> Any:
+    """The layers that slime has anyway; notes that it was called."""
+    from slime.backends.megatron.specs import LayerStyle, block_spec
+
+    assert args.num_layers == config.num_layers
+    CALLS.append(vp_stage)
+    return block_spec(config, LayerStyle(), vp_stage=vp_stage)
