@@ -4,6 +4,7 @@ Called as `python feature_cases.py RANK WORLD_SIZE PORT FOLDER NAME...`; rank 0 
 FOLDER/NAME.pt. The references are made in the test's own process.
 """
 
+import gc
 import sys
 import traceback
 from dataclasses import replace
@@ -78,14 +79,23 @@ class Ranks:
 
     def __init__(self, rank: int, world_size: int, port: int) -> None:
         self._rank, self._world_size, self._port = rank, world_size, port
+        self._trainer: Any = None
 
     def start(self, model: Path, words: str, role: str = "actor") -> tuple[Any, Any]:
-        """(a loaded trainer of this layout, what gives its part of a whole batch)."""
+        """(a loaded trainer of this layout, what gives its part of a whole batch).
+
+        The trainer before it trains no more: the threads of its groups would slow down this one.
+        """
+        if self._trainer is not None:
+            self._trainer.close()
+        self._trainer = None
+        gc.collect()
         given = [*words.split(), "--actor-num-gpus-per-node", str(self._world_size)]
         config = trainer_config(model, *given)
         trainer = start_trainer(
             config, rank=self._rank, world_size=self._world_size, port=self._port, role=role
         )
+        self._trainer = trainer
         trainer.load()
         place = data_parallel_rank(config, self._rank), data_parallel_size(config)
         return trainer, partial(own_part, place)

@@ -6,6 +6,7 @@ after the other in one process group; rank 0 leaves FOLDER/NAME.pt. The referenc
 """
 
 import contextlib
+import gc
 import logging
 import sys
 import traceback
@@ -154,12 +155,25 @@ class Ranks:
 
     def __init__(self, rank: int, world_size: int, port: int) -> None:
         self.rank, self.world_size, self.port = rank, world_size, port
+        self._trainer: Any = None
+
+    def end_last(self) -> None:
+        """Let the trainer before go: the threads of its groups would slow down all that follow."""
+        if self._trainer is not None:
+            self._trainer.close()
+        self._trainer = None
+        gc.collect()
 
     def start(self, model: Path, words: str) -> tuple[Any, Callable[[int], RolloutBatch]]:
-        """(a trainer of this layout, what gives its part of the batch of a seed)."""
+        """(a trainer of this layout, what gives its part of the batch of a seed).
+
+        The trainer before it trains no more.
+        """
+        self.end_last()
         given = [*words.split(), "--actor-num-gpus-per-node", str(self.world_size)]
         config = trainer_config(model, *given)
         trainer = start_trainer(config, rank=self.rank, world_size=self.world_size, port=self.port)
+        self._trainer = trainer
         dp_rank, dp_size = data_parallel_rank(config, self.rank), data_parallel_size(config)
         assert trainer.layout.dp_rank == dp_rank
 

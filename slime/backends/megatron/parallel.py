@@ -43,18 +43,34 @@ def build_groups(args: argparse.Namespace) -> ParallelLayout:
     )
 
 
+# Megatron's groups of the last layout in this process.
+_made: list[dist.ProcessGroup] = []
+
+
 @functools.lru_cache(maxsize=1)
 def _make_groups(world: dist.ProcessGroup, **sizes: Any) -> None:
     """Groups over `world`; nothing to do when the last call was the same.
 
     Each gloo group has two threads, one of which wakes 100 times a second, and Megatron makes 20
-    groups that live as long as any trainer's gradient hooks: some dozens of trainers in one process
+    groups: those of an earlier layout are ended, or some dozens of layouts in one process would
     cost it half a core.
     """
     _make_groups.cache_clear()  # what fails below must not leave the dropped groups' entry
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
+    known = _all_groups()
+    while _made:
+        group = _made.pop()
+        if group in known:  # else the default group was destroyed, and all others with it
+            dist.destroy_process_group(group)
+    before = _all_groups()
     parallel_state.initialize_model_parallel(create_gloo_process_groups=False, **sizes)
+    _made.extend(_all_groups() - before)
+
+
+def _all_groups() -> set[dist.ProcessGroup]:
+    registry: Any = dist.distributed_c10d
+    return set(registry._world.pg_map)
 
 
 def dp_group() -> dist.ProcessGroup:

@@ -24,6 +24,7 @@ from slime.backends.megatron.initialize import (
 )
 from slime.backends.megatron.model import bare_model, build_model, find_architecture
 from slime.backends.megatron.named_weights import load_hf, named_weights, save_hf
+from slime.backends.megatron.offload import DeviceMemory
 from slime.backends.megatron.optimizer import (
     build_optimizer,
     build_scheduler,
@@ -127,6 +128,7 @@ class MegatronTrainer:
         self._optimizer = build_optimizer(self._args, self._model)
         self._scheduler = build_scheduler(self._args, self._config, self._optimizer)
         self._copies = WeightCopies(self._bare)
+        self._memory = DeviceMemory(self._model, self._optimizer)
         options = LogProbOptions(
             temperature=self._config.rollout_temperature,
             chunk_size=self._config.log_probs_chunk_size,
@@ -251,6 +253,7 @@ class MegatronTrainer:
     @contextlib.contextmanager
     def _gathered_weights(self) -> Iterator[None]:
         """The weights are whole in memory, also when the next forward pass would gather them."""
+        self._check_awake()
         if not self._args.overlap_param_gather:
             yield
             return
@@ -290,6 +293,7 @@ class MegatronTrainer:
 
     def train_step(self, step: TrainStep, loss_fn: LossFn) -> Metrics:
         """One optimizer step. A gradient that is not finite skips it: `step_skipped` is then 1."""
+        self._check_awake()
         if step.step_id == 0 and self._config.reset_optimizer_states:
             reset_moments(self._optimizer)
         self._call_before_step(step)
@@ -316,10 +320,31 @@ class MegatronTrainer:
         return total.to(tensor.device)
 
     def sleep(self) -> None:
-        """Nothing on CPU, where engines and trainer share no device memory."""
+        """Give the GPU's memory back until `wake_up`; on a CPU nobody waits for it."""
+        if self._device.type == "cuda":
+            freed = self._memory.give_back()
+            logger.info("the trainer sleeps; %.2f GiB are free", freed / 2**30)
 
     def wake_up(self) -> None:
-        """Nothing on CPU."""
+        """Take the memory again, every bit as it was, gradients 0."""
+        self._memory.take_again()
+
+    def _check_awake(self) -> None:
+        if self._memory.is_away:
+            raise RuntimeError("the trainer sleeps and has no weights; call wake_up() first")
+
+    def close(self) -> None:
+        """Let the model go; for processes that build one trainer after the other.
+
+        Megatron's wrapper, its gradient hooks and the optimizer's views of parameters hold each other
+        where Python's collector cannot see it, and with them the weights and the process groups.
+        """
+        for chunk in self._model:
+            wrapper: Any = chunk
+            wrapper.grad_accs.clear()
+            wrapper.config.grad_scale_func = None
+            for parameter in wrapper.parameters():
+                vars(parameter).pop("main_param", None)
 
     def _call_before_step(self, step: TrainStep) -> None:
         _call_hook(
