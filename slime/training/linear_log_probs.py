@@ -233,8 +233,10 @@ def _add_weight_gradient(sums: Tensor, grad_logits: Tensor, hidden: Tensor) -> N
 
 
 def add_product(sums: Tensor, a: Tensor, b: Tensor) -> None:
-    """sums += a @ b; into a fp32 buffer on CUDA by the product itself, without rounding it."""
-    if sums.is_cuda and sums.dtype == torch.float32 and a.dtype != torch.float32:
+    """sums += a @ b, by the product itself where it can; into fp32 sums nothing is rounded before."""
+    if a.dtype == sums.dtype:
+        sums.addmm_(a, b)
+    elif sums.is_cuda and sums.dtype == torch.float32:
         torch.ops.aten.addmm.dtype_out(sums, a, b, torch.float32, out=sums)
     else:
         sums += _product(a, b)

@@ -82,9 +82,6 @@ def _varlen_attention(q: Tensor, k: Tensor, v: Tensor, packed: Packed, scale: fl
         )[0]
     from torch.nn.attention.varlen import varlen_attn
 
-    value_size = v.shape[-1]
-    if value_size != q.shape[-1]:  # one head size for all
-        v = F.pad(v, (0, q.shape[-1] - value_size))
     out = varlen_attn(
         q,
         k,
@@ -97,7 +94,7 @@ def _varlen_attention(q: Tensor, k: Tensor, v: Tensor, packed: Packed, scale: fl
         window_size=(-1, 0),  # causal
     )
     assert isinstance(out, Tensor)
-    return out[..., :value_size]
+    return out
 
 
 @functools.cache

@@ -9,8 +9,9 @@ to bf16 nor written and read once more.
 import importlib.util
 import sys
 
-import torch
 from torch import Tensor
+
+from slime.training.linear_log_probs import add_product
 
 NAME = "fused_weight_gradient_mlp_cuda"
 
@@ -29,12 +30,9 @@ def wgrad_gemm_accum_fp32(inputs: Tensor, grad: Tensor, buffer: Tensor) -> None:
         grad: [T, out], of the dtype of `inputs`.
         buffer: [out, in] fp32.
     """
-    if inputs.dtype == buffer.dtype:
-        buffer.addmm_(grad.t(), inputs)
-    else:
-        torch.ops.aten.addmm.dtype_out(buffer, grad.t(), inputs, buffer.dtype, out=buffer)
+    add_product(buffer, grad.t(), inputs)
 
 
 def wgrad_gemm_accum_fp16(inputs: Tensor, grad: Tensor, buffer: Tensor) -> None:
     """The same into a buffer of half precision, of the dtype of `inputs`."""
-    buffer.addmm_(grad.t(), inputs)
+    add_product(buffer, grad.t(), inputs)

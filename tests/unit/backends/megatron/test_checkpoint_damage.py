@@ -2,13 +2,12 @@
 
 import resource
 import shutil
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch.distributed as dist
 from support.megatron_runs import make_tiny_qwen3, start_trainer, trainer_config
 
 from slime.errors import CheckpointError
@@ -19,13 +18,6 @@ VOCAB = 106
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return make_tiny_qwen3(tmp_path_factory.mktemp("model"), vocab_size=VOCAB)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group() -> Iterator[None]:
-    yield
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def started(model: str, *words: str) -> Any:

@@ -1,11 +1,8 @@
 """A trainer that was closed leaves nothing behind: no model, no groups."""
 
 import gc
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-import torch.distributed as dist
 from support.megatron_runs import (
     make_tiny_qwen3,
     policy_gradient_loss,
@@ -16,13 +13,6 @@ from support.megatron_runs import (
 )
 
 VOCAB = 106
-
-
-@pytest.fixture(autouse=True)
-def process_group() -> Iterator[None]:
-    yield
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def test_a_closed_trainers_model_is_collected(tmp_path: Path) -> None:

@@ -1,13 +1,11 @@
 """A critic against transformers' backbone with a linear head."""
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from support import feature_cases as cases
 from support.critics import (
     CLIP,
@@ -30,13 +28,6 @@ LOSS = partial(value_loss, clip=CLIP)
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """With a tied embedding: a critic unties it."""
     return make_tiny_qwen3(tmp_path_factory.mktemp("model"), vocab_size=cases.VOCAB)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group() -> Iterator[None]:
-    yield
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def batch(seed: int) -> RolloutBatch:

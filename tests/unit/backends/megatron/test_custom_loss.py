@@ -1,13 +1,11 @@
 """A loss of the user's own, from logits: the same step as the built-in one."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from support import user_losses
 from support.megatron_runs import (
     grouped,
@@ -30,13 +28,6 @@ HERE = "support.user_losses."
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return make_tiny_qwen3(tmp_path_factory.mktemp("model"), vocab_size=VOCAB)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group() -> Iterator[None]:
-    yield
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def batch(seed: int) -> RolloutBatch:

@@ -1,13 +1,11 @@
 """Every family in the trainer against transformers: log-probs, one optimizer step, recomputation."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from support.megatron_runs import (
     Reference,
     hf_log_probs,
@@ -55,13 +53,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 _FULL = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
 
 _TP2 = "--actor-num-gpus-per-node 2 --tensor-model-parallel-size 2"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group() -> Iterator[None]:
-    yield
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,14 @@ def test_a_half_precision_buffer_takes_half_precision_factors() -> None:
     torch.testing.assert_close(buffer, expected, atol=2e-2, rtol=2e-2)
 
 
+def test_half_precision_factors_are_not_rounded_on_their_way_into_fp32() -> None:
+    torch.manual_seed(0)
+    inputs, grad = torch.randn(6, 4).bfloat16(), torch.randn(6, 2).bfloat16()
+    buffer = torch.ones(2, 4)
+    module.wgrad_gemm_accum_fp32(inputs, grad, buffer)
+    torch.testing.assert_close(buffer, 1.0 + grad.float().t() @ inputs.float())
+
+
 def test_no_tokens_add_nothing() -> None:
     buffer = torch.ones(2, 4)
     module.wgrad_gemm_accum_fp32(torch.empty(0, 4), torch.empty(0, 2), buffer)

@@ -1,12 +1,10 @@
 """Memory given back and taken again: nothing is left in between, and every bit is there after."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from support.megatron_runs import (
     policy_gradient_loss,
     random_batch,
@@ -17,13 +15,6 @@ from support.megatron_runs import (
 from support.tiny_families import make_tiny_family
 
 VOCAB = 106
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group() -> Iterator[None]:
-    yield
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def trained(folder: Path) -> Any:

@@ -1,12 +1,10 @@
 """Replayed experts against transformers whose experts are forced."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from support.megatron_runs import (
     grouped,
     make_tiny_qwen3,
@@ -48,13 +46,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def references(folders: dict[str, str]) -> dict[str, RoutingReference]:
     return {family: routing_reference(folder, batch()) for family, folder in folders.items()}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group() -> Iterator[None]:
-    yield
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def batch() -> RolloutBatch:

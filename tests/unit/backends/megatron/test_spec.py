@@ -1,10 +1,7 @@
 """Layers of the user's own, by --spec."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-import torch.distributed as dist
 from support import spec_plugin
 from support.megatron_runs import make_tiny_qwen3, random_batch, start_trainer, trainer_config
 
@@ -17,13 +14,6 @@ VOCAB = 106
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return make_tiny_qwen3(tmp_path_factory.mktemp("model"), vocab_size=VOCAB)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group() -> Iterator[None]:
-    yield
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def log_probs(model: str, *words: str) -> list[torch.Tensor]:

@@ -2,14 +2,12 @@
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from support.megatron_runs import (
     grouped,
     hf_log_probs,
@@ -36,13 +34,6 @@ VOCAB = 106  # no multiple of 8: the embedding is padded
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return make_tiny_qwen3(tmp_path_factory.mktemp("model"), vocab_size=VOCAB)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group() -> Iterator[None]:
-    yield
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def batch(seed: int, num_samples: int = 6) -> RolloutBatch:
