@@ -7,6 +7,7 @@ from pathlib import Path
 
 from slime.config.checkpoints import has_megatron_checkpoint, is_hf_folder
 from slime.config.config import Config, slime_options
+from slime.config.foreign import megatron_values
 from slime.config.hf_check import check_against_hf
 from slime.config.layout import data_parallel_size, micro_batch_multiple
 from slime.config.parallel_rules import parallel_sizes
@@ -258,6 +259,18 @@ def _precision(config: Config) -> Iterator[str]:
         logger.info("--bf16: on CPU the trainer computes in float32")
 
 
+def _optimizer(config: Config) -> Iterator[str]:
+    megatron = megatron_values(config.megatron_argv)
+    fraction = megatron["optimizer_offload_fraction"]
+    if not 0.0 <= fraction <= 1.0:
+        yield f"--optimizer-offload-fraction {fraction} is no share; give a number from 0 to 1"
+    if megatron["use_precision_aware_optimizer"] and not megatron["optimizer_cpu_offload"]:
+        yield (
+            "--use-precision-aware-optimizer without --optimizer-cpu-offload: moments of lower "
+            "precision need TransformerEngine's Adam, which slime does without; leave it out"
+        )
+
+
 def _folders(config: Config) -> Iterator[str]:
     if config.hf_checkpoint is None:
         yield ("--hf-checkpoint is missing: the Hugging Face folder with tokenizer and config")
@@ -332,6 +345,7 @@ RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _rewards,
     _periods,
     _precision,
+    _optimizer,
     _folders,
     _model,
     _data_files,

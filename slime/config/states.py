@@ -83,10 +83,6 @@ _PROFILE = "not built yet: the torch profiler"
 _MEMORY = "not built yet: recording memory history"
 _DEEPGEMM = "not built yet: bit-exact DeepGEMM forward passes"
 _SPARSE = "not built yet: DeepSeek sparse attention"
-_CPU_ADAM = (
-    "not built: Megatron's optimizer on the host hides gradients and fp32 weights from slime's "
-    "clipping and checkpoints; --use-distributed-optimizer, which is always on, shards the states"
-)
 _CI = "not built yet: slime's own tests check these numbers"
 
 _OFFLOAD = "on CPU trainer and engines keep their memory: there is no device to leave"
@@ -257,9 +253,16 @@ MEGATRON_STATES: dict[str, FlagState] = {
     "--ddp-bucket-size": WORKS,
     "--ddp-num-buckets": WORKS,
     "--overlap-param-gather": WORKS,
-    "--optimizer-cpu-offload": refused(_CPU_ADAM),
-    "--overlap-cpu-optimizer-d2h-h2d": refused(_CPU_ADAM),
-    "--use-precision-aware-optimizer": refused("needs TransformerEngine's Adam"),
+    "--optimizer-cpu-offload": WORKS,
+    "--optimizer-offload-fraction": WORKS,
+    "--overlap-cpu-optimizer-d2h-h2d": own_way("copies to the card and back always overlap"),
+    "--use-torch-optimizer-for-cpu-offload": own_way("torch's Adam is always used"),
+    "--no-pin-cpu-grads": own_way("gradients stay on the card"),
+    "--no-pin-cpu-params": own_way("what is on the host is always pinned"),
+    "--use-precision-aware-optimizer": own_way(
+        "with --optimizer-cpu-offload only, which asks for it in Megatron: weights and moments of the "
+        "optimizer are fp32"
+    ),
     "--train-iters": own_way("follows from --num-rollout"),
     # Memory.
     "--recompute-granularity": WORKS,

@@ -7,9 +7,12 @@ import pytest
 import torch
 from support import feature_cases as cases
 from support.critics import CriticReference, critic_reference
+from support.device import skip_unless_possible
 from support.megatron_runs import hf_model
 from support.ranks import make_models, result, run_ranks
 from support.routing import RoutingReference, routing_reference
+
+pytestmark = pytest.mark.trainer
 
 MOE = ("qwen3_moe", "deepseek_v3")
 
@@ -17,6 +20,7 @@ MOE = ("qwen3_moe", "deepseek_v3")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The models, and what the ranks left: one start for all cases."""
+    skip_unless_possible(2)
     folder = tmp_path_factory.mktemp("features")
     make_models(folder, ["qwen3", *MOE])
     for model in MOE:

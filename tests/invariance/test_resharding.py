@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from support import parallel_cases as cases
+from support.device import skip_unless_possible
 from support.megatron_runs import (
     random_batch,
     rank_batch,
@@ -19,12 +20,15 @@ from support.megatron_runs import (
 from support.ranks import make_models, result, run_ranks
 from torch import Tensor
 
+pytestmark = pytest.mark.trainer
+
 CHECKPOINTS = "slime.backends.megatron.checkpoint"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The models, and what two ranks left of all cases."""
+    skip_unless_possible(2)
     folder = tmp_path_factory.mktemp("resharding")
     make_models(folder, [case.model for case in cases.RESHARDS.values()])
     run_ranks(folder, 2, list(cases.RESHARDS))

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from support import megatron_dp_worker as worker
+from support.device import skip_unless_possible
 from support.megatron_runs import (
     free_port,
     make_tiny_qwen3,
@@ -20,8 +21,11 @@ from support.megatron_runs import (
     start_trainer,
     train_step,
     trainer_config,
+    weights_of,
 )
 from support.ranks import one_group_at_a_time
+
+pytestmark = pytest.mark.trainer
 
 WORLD_SIZE = 2
 
@@ -34,6 +38,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def folder(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the two ranks left; they run once for all tests here."""
+    skip_unless_possible(WORLD_SIZE)
     folder = tmp_path_factory.mktemp("dp")
     paths = [str(Path(worker.__file__).parents[1]), str(Path(worker.__file__).parents[2])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
@@ -116,4 +121,4 @@ def test_one_process_continues_the_checkpoint_of_two(model: str, folder: Path) -
     metrics = trainer.train_step(train_step(batch), policy_gradient_loss)
     plain = case(folder, "plain")
     assert metrics == pytest.approx(plain["metrics"][-1], rel=1e-5, abs=1e-6)
-    assert_close_weights(dict(trainer.named_weights()), plain["weights"])
+    assert_close_weights(weights_of(trainer), plain["weights"])

@@ -17,6 +17,7 @@ from support.megatron_runs import (
     start_trainer,
     train_step,
     trainer_config,
+    weights_of,
 )
 
 from slime.training.interface import ModelTag, TrainStep
@@ -43,7 +44,7 @@ def run_cases(rank: int, world_size: int, port: int, model: str, folder: Path) -
     def record(name: str, metrics: list[dict[str, float]], trainer: Any) -> None:
         content = {
             "metrics": metrics,
-            "weights": {key: tensor.clone() for key, tensor in trainer.named_weights()},
+            "weights": weights_of(trainer),
             "log_probs": trainer.log_probs(step(9).batch, ModelTag.ACTOR),
             "all_metrics": [None] * world_size,
         }

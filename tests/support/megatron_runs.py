@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from support import device
 from torch import Tensor
 
 from slime.checkpoint.architectures.qwen3 import QWEN3
@@ -39,19 +40,19 @@ _TINY_QWEN3: dict[str, Any] = {
 
 
 def trainer_config(model: str | Path, *words: str) -> Config:
-    """The configuration of a CPU run on a Hugging Face folder, through the real command line.
+    """The configuration of a test's run on a Hugging Face folder, through the real command line.
 
     Adam's epsilon is large: an ordinary one turns gradients of rounding noise into whole steps.
     """
     flags = megatron_flags_from_hf(read_hf_config(model))
     common = (
-        f"--hf-checkpoint {model} --device cpu --num-rollout 3 --rollout-batch-size 4 "
+        f"--hf-checkpoint {model} --num-rollout 3 --rollout-batch-size 4 "
         "--n-samples-per-prompt 2 --global-batch-size 8 --lr 1e-3 --lr-decay-style constant "
         "--weight-decay 0.01 --adam-beta1 0.9 --adam-beta2 0.95 --adam-eps 1e-5 "
         "--actor-num-gpus-per-node 1 --rollout-num-gpus 1 --make-vocab-size-divisible-by 8 --debug-train-only "
         "--disable-rollout-global-dataset"
     )
-    return load_config([*common.split(), *flags, *words])
+    return load_config([*common.split(), *device.FLAGS, *flags, *words])
 
 
 def random_batch(
@@ -193,8 +194,8 @@ def start_trainer(
 
 
 def weights_of(trainer: Any) -> dict[str, Tensor]:
-    """Copies of all weights, by their Hugging Face names; collective."""
-    return {key: tensor.clone() for key, tensor in trainer.named_weights()}
+    """Copies of all weights on the CPU, by their Hugging Face names; collective."""
+    return device.on_cpu(dict(trainer.named_weights()))
 
 
 @dataclass(frozen=True)

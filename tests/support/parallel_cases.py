@@ -39,6 +39,7 @@ CUT_MODEL = "qwen3"
 NUM_SAMPLES = 8
 _SP = "--sequence-parallel"
 _DP = "--overlap-grad-reduce --overlap-param-gather"
+_HOST = "--optimizer-cpu-offload --use-precision-aware-optimizer"
 _RECOMPUTE = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
 _RECOMPUTE_SOME = "--recompute-granularity full --recompute-method block --recompute-num-layers 1"
 
@@ -85,6 +86,7 @@ CASES: dict[str, Case] = {
         "qwen3_moe", f"{_ep(2)} {_DP} --ddp-bucket-size 3000"
     ),
     "tp2": Case("qwen3", _tp(2)),
+    "qwen3_moe ep2 overlap, optimizer on the host": Case("qwen3_moe", f"{_ep(2)} {_DP} {_HOST}"),
     "tp2 sp recompute": Case("qwen3", f"{_tp(2)} {_SP} {_RECOMPUTE}"),
     "pp2 first 1": Case("qwen3_untied", f"{_pp(2)} --decoder-first-pipeline-num-layers 1"),
     "pp2 vpp2 tied overlap": Case("qwen3", f"{_pp(2)} {_VPP} {_DP}"),

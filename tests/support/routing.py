@@ -58,7 +58,7 @@ def move_routers(named: Any) -> None:
     for name, weight in named:
         found = re.search(r"layers\.(\d+)\.mlp\.(router|gate)\.weight$", name)
         if found:
-            weight.add_(noise(int(found[1]), weight.shape))
+            weight.add_(noise(int(found[1]), weight.shape).to(weight.device))
             moved += 1
     assert moved, "no router found"
 
@@ -132,7 +132,7 @@ class SeenLogProbs:
         self.log_probs: list[Tensor] = []
 
     def __call__(self, view: TokenView) -> LossTerms:
-        self.log_probs.append(view.log_probs.detach().clone())
+        self.log_probs.append(view.log_probs.detach().cpu().clone())
         return policy_gradient_loss(view)
 
     def by_sample(self, batch: RolloutBatch) -> list[Tensor]:

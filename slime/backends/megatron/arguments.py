@@ -42,6 +42,7 @@ _FORCED: dict[str, Any] = {
     "moe_grouped_gemm": False,  # TransformerEngine's; ours is always grouped
     "moe_permute_fusion": False,  # TransformerEngine
     "moe_router_fusion": False,  # TransformerEngine
+    "use_precision_aware_optimizer": False,  # TransformerEngine's; see host_optimizer.py
     "gradient_accumulation_fusion": True,  # see gradient_accumulation.py
     "bias_dropout_fusion": False,  # no bias, no dropout: one addition
     "apply_rope_fusion": False,  # TransformerEngine
@@ -72,7 +73,10 @@ def parse_megatron_args(
     _refuse_unbuilt_args(args)
     if args.tensor_model_parallel_size > 1 or args.context_parallel_size > 1:
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    offloads = args.optimizer_cpu_offload
+    args.optimizer_cpu_offload = False  # Megatron's way asks for an optimizer of TransformerEngine
     _validate(args)
+    args.optimizer_cpu_offload = offloads
     # validate_args resets this one; lengths differ from pack to pack.
     args.variable_seq_lengths = True
     args.load, args.save = load, save

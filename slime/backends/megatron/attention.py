@@ -1,4 +1,4 @@
-"""Causal attention over packs: variable-length kernels on CUDA, padded batches on CPU."""
+"""Causal attention over packs: variable-length kernels in half precision, padded batches in fp32."""
 
 import functools
 from typing import Any
@@ -57,7 +57,7 @@ class VarlenAttention(MegatronModule):
             k, v = both.split([k.shape[-1], v.shape[-1]], -1)
         if packed_seq_params.padded is not None:
             out = _padded_attention(q, k, v, packed_seq_params.padded, self.scale)
-        elif plan is not None and not q.is_cuda:
+        elif plan is not None and q.dtype == torch.float32:
             out = _span_attention(q, k, v, plan.lengths, self.scale)
         else:
             out = _varlen_attention(q, k, v, packed_seq_params, self.scale)
@@ -151,7 +151,7 @@ def _span_attention(
     for one, two, three in zip(
         q.split(num_queries), k.split(num_keys), v.split(num_keys), strict=True
     ):
-        is_seen = torch.ones(len(one), len(two), dtype=torch.bool).tril(len(two) - len(one))
+        is_seen = q.new_ones(len(one), len(two), dtype=torch.bool).tril(len(two) - len(one))
         out = F.scaled_dot_product_attention(
             *(x.transpose(0, 1)[None] for x in (one, two, three)),
             attn_mask=is_seen,

@@ -16,7 +16,7 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.parallel_state import get_global_memory_buffer
 from torch import Tensor
 
-from slime.backends.megatron.optimizer import torch_optimizers
+from slime.backends.megatron.optimizer import gradient_buffers, torch_optimizers
 
 
 @dataclass
@@ -109,14 +109,13 @@ class DeviceMemory:
             yield from cast(torch.nn.Module, chunk.module).buffers()
         for optimizer in torch_optimizers(self._optimizer):
             for group in optimizer.param_groups:
-                yield from (parameter.data for parameter in group["params"])
+                yield from _on_device(parameter.data for parameter in group["params"])
             for state in optimizer.state.values():
                 yield from _on_device(state.values())
 
     def _gradients(self) -> Iterator[Tensor]:
         for chunk in self._model:
-            wrapper: Any = chunk
-            for buffer in (*wrapper.buffers, *wrapper.expert_parallel_buffers):
+            for buffer in gradient_buffers(chunk):
                 yield buffer.grad_data
 
 

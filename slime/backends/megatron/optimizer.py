@@ -1,8 +1,10 @@
 """Megatron's distributed optimizer and its schedule of learning rate and weight decay."""
 
 import argparse
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
+from slime.backends.megatron.host_optimizer import HostAdam, HostedOptimizer
 from slime.backends.megatron.stock import without_warnings
 from slime.config.config import Config
 from slime.errors import ConfigError
@@ -23,15 +26,60 @@ def build_optimizer(
     """The optimizer the arguments describe; Adam runs torch's fused kernel."""
     names = {field.name for field in dataclasses.fields(OptimizerConfig)}
     values = {name: value for name, value in vars(args).items() if name in names}
+    values["optimizer_cpu_offload"] = False  # Megatron's way of it; see host_optimizer.py for ours
     chunks: list[Any] = list(model)
-    optimizer = get_megatron_optimizer(
-        OptimizerConfig(**values), chunks, use_gloo_process_groups=False
-    )
+    offloads = args.optimizer_cpu_offload
+    with _without_gradients(model) if offloads else contextlib.nullcontext():
+        optimizer = get_megatron_optimizer(
+            OptimizerConfig(**values), chunks, use_gloo_process_groups=False
+        )
+        if offloads:
+            optimizer = _move_to_host(optimizer, args.optimizer_offload_fraction)
     for inner in torch_optimizers(optimizer):
-        if isinstance(inner, torch.optim.Adam | torch.optim.AdamW):
+        if isinstance(inner, torch.optim.Adam) and not isinstance(inner, HostAdam):
             for group in inner.param_groups:
                 group["fused"] = True
             _create_state(inner)
+    return optimizer
+
+
+@contextlib.contextmanager
+def _without_gradients(model: list[DistributedDataParallel]) -> Iterator[None]:
+    """Gradient buffers take no memory in the block, and are zeros after it.
+
+    Megatron makes all fp32 weights at once before they can go to the host; they fit where the
+    gradients will be.
+    """
+    storages = [
+        buffer.grad_data.untyped_storage() for chunk in model for buffer in gradient_buffers(chunk)
+    ]
+    sizes = [storage.nbytes() for storage in storages]
+    for storage in storages:
+        storage.resize_(0)
+    try:
+        yield
+    finally:
+        for storage, size in zip(storages, sizes, strict=True):
+            storage.resize_(size)
+        for chunk in model:
+            chunk.zero_grad_buffer()
+
+
+def gradient_buffers(chunk: DistributedDataParallel) -> list[Any]:
+    """The buffers behind a chunk's gradients: of dense parameters and of experts."""
+    wrapper: Any = chunk  # its attribute `buffers` hides the method of modules
+    return [*wrapper.buffers, *wrapper.expert_parallel_buffers]
+
+
+def _move_to_host(optimizer: Any, fraction: float) -> MegatronOptimizer:
+    """The same optimizer with `fraction` of each part's weights and moments on the host."""
+    parts = [
+        part if part.is_stub_optimizer else HostedOptimizer.of(part, fraction)
+        for part in megatron_optimizers(optimizer)
+    ]
+    if not hasattr(optimizer, "chained_optimizers"):
+        return parts[0]
+    optimizer.chained_optimizers = parts
     return optimizer
 
 

@@ -25,7 +25,7 @@ _PAD_TOKEN = 0
 
 @dataclass(frozen=True)
 class PaddedLayout:
-    """How a device without variable-length attention computes it: pad, attend, take out again.
+    """Attention where there is no variable-length kernel: pad, attend, take out again.
 
     Sequences of similar length share a bucket, laid out as [num_sequences, length] slots; the slots
     of all buckets stand end to end.
@@ -48,7 +48,7 @@ class PaddedLayout:
 
 @dataclass
 class Packed(PackedSeqParams):
-    """Megatron's description of a packed stream, with positions and, on CPU, a padded layout.
+    """Megatron's description of a packed stream, with positions and, if needed, a padded layout.
 
     `qkv_format` is "packed", a word stock layers do not know: they keep [T, 1, ...] tensors and do
     no per-sequence slicing, and our layers read the rest.
@@ -56,7 +56,7 @@ class Packed(PackedSeqParams):
     Attributes:
         position_ids: [T] int64, position of each token in its own sequence.
         outputs: [N] int64, the tokens whose last hidden state is used; None = all.
-        padded: layout for attention without a variable-length kernel; None on CUDA.
+        padded: layout for attention without a variable-length kernel.
         context: where other ranks' keys are, under context parallelism; `padded` is None then.
     """
 
@@ -105,16 +105,19 @@ def pack_micro_batch(
     multiple: int = 1,
     context: dist.ProcessGroup | None = None,
     keeps_all_rows: bool = False,
+    has_varlen: bool = False,
 ) -> MicroBatch:
     """The samples at these positions of `batch` as one pack.
 
-    On a CPU samples with the same prompt share it: under a causal mask its hidden states do not
-    depend on what follows, so they are computed once, and each response attends to them.
+    Without variable-length attention samples with the same prompt share it: under a causal mask its
+    hidden states do not depend on what follows, so they are computed once, and each response
+    attends to them.
 
     Args:
         multiple: the pack, or each rank's part of it, is padded to a multiple of this many tokens.
         context: ranks that share each sequence; None or a group of one: this rank has all of it.
         keeps_all_rows: compute all tokens, each sample on its own and through the last layer.
+        has_varlen: attention has a kernel for sequences of any length, each of which must be whole.
     """
     starts, lengths = batch.tokens.starts, [batch.tokens.lengths[i] for i in samples]
     values = batch.tokens.values.numpy()
@@ -126,8 +129,7 @@ def pack_micro_batch(
             micro.packed.outputs = None
         return micro
     owners = list(range(len(rows)))
-    # Variable-length kernels want every sequence whole.
-    if device.type != "cuda" and not keeps_all_rows:
+    if not (has_varlen or keeps_all_rows):
         owners = _prompt_owners(rows, responses)
     padding = -sum(lengths) % multiple
     rows.append(np.full(padding, _PAD_TOKEN, dtype=np.int64))
@@ -146,7 +148,9 @@ def pack_micro_batch(
     # The k-th response token of a sample stands `response - k` before its end; one earlier predicts
     # it.
     targets_at = np.arange(len(segments)) + (ends - counts.cumsum())[segments]
-    packed = _packed([*lengths, padding] if padding else lengths, places, device)
+    sequences = [*lengths, padding] if padding else lengths
+    layout = None if has_varlen else _shared_layout(sequences, places, device)
+    packed = _packed(sequences, places, layout, device)
     predict = torch.from_numpy(places.in_pack[targets_at - 1]).to(device)
     packed.outputs = None if keeps_all_rows else predict
     return MicroBatch(
@@ -259,7 +263,9 @@ def _place_tokens(lengths: list[int], owners: list[int], skipped: list[int]) -> 
     return _Places(in_pack, is_copy, positions, pieces)
 
 
-def _packed(lengths: list[int], places: _Places, device: torch.device) -> Packed:
+def _packed(
+    lengths: list[int], places: _Places, layout: PaddedLayout | None, device: torch.device
+) -> Packed:
     ends = places.piece_lengths.cumsum()[: len(lengths)]
     boundaries = torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32)).to(device)
     longest = max(lengths)
@@ -270,28 +276,34 @@ def _packed(lengths: list[int], places: _Places, device: torch.device) -> Packed
         max_seqlen_q=longest,
         max_seqlen_kv=longest,
         position_ids=torch.from_numpy(places.positions[~places.is_copy]).to(device),
-        padded=None if device.type == "cuda" else _shared_layout(lengths, places),
+        padded=layout,
     )
 
 
-def _shared_layout(lengths: list[int], places: _Places) -> PaddedLayout:
+def _shared_layout(lengths: list[int], places: _Places, device: torch.device) -> PaddedLayout:
     """The layout of whole sequences, made to read shared prompts where they are."""
-    buckets, gather, scatter = _buckets_of_slots(lengths)
     if not places.is_copy.any():
-        return PaddedLayout(buckets, torch.from_numpy(gather), torch.from_numpy(scatter))
+        return padded_layout(lengths, device)
+    buckets, gather, scatter = _buckets_of_slots(lengths)
     copies = places.is_copy.nonzero()[0]
-    return PaddedLayout(
-        buckets=buckets,
-        gather=torch.from_numpy(places.in_pack[gather]),
-        scatter=torch.from_numpy(scatter[~places.is_copy]),
-        copies=(torch.from_numpy(scatter[copies]), torch.from_numpy(places.in_pack[copies])),
+    gather, kept, slots, sources = (
+        torch.from_numpy(values).to(device)
+        for values in (
+            places.in_pack[gather],
+            scatter[~places.is_copy],
+            scatter[copies],
+            places.in_pack[copies],
+        )
     )
+    return PaddedLayout(buckets, gather, scatter=kept, copies=(slots, sources))
 
 
-def padded_layout(lengths: Sequence[int]) -> PaddedLayout:
+def padded_layout(lengths: Sequence[int], device: torch.device | None = None) -> PaddedLayout:
     """Buckets of similar length for these sequences, which stand in the pack in this order."""
     buckets, gather, scatter = _buckets_of_slots(lengths)
-    return PaddedLayout(buckets, torch.from_numpy(gather), torch.from_numpy(scatter))
+    return PaddedLayout(
+        buckets, torch.from_numpy(gather).to(device), torch.from_numpy(scatter).to(device)
+    )
 
 
 def _buckets_of_slots(lengths: Sequence[int]) -> tuple[tuple[tuple[int, int], ...], Ints, Ints]:

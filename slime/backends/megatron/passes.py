@@ -41,6 +41,7 @@ class Passes:
         pad_multiple: packs are padded to a multiple of this many tokens.
         is_critic: the model gives values instead of log-probs.
         keeps_all_rows: compute the last layer for every token, as a loss of logits needs it.
+        has_varlen: attention has a kernel for packs.
         replay: of the choices of experts; None = every pass makes its own.
     """
 
@@ -53,6 +54,7 @@ class Passes:
         pad_multiple: int,
         is_critic: bool = False,
         keeps_all_rows: bool = False,
+        has_varlen: bool = False,
         replay: RoutingReplay | None = None,
     ) -> None:
         self._model = model
@@ -61,6 +63,7 @@ class Passes:
         self._pad_multiple = pad_multiple
         self._is_critic = is_critic
         self._keeps_all_rows = keeps_all_rows
+        self._has_varlen = has_varlen
         self._replay = replay
 
     def log_probs(self, batch: RolloutBatch, *, is_policy: bool = True) -> list[Tensor]:
@@ -185,6 +188,7 @@ class Passes:
                 multiple=self._pad_multiple,
                 context=cp_group(),
                 keeps_all_rows=self._keeps_all_rows,
+                has_varlen=self._has_varlen,
             )
 
 

@@ -141,6 +141,7 @@ class MegatronTrainer:
             pad_multiple=self._pad_multiple(),
             is_critic=self._is_critic,
             keeps_all_rows=self._config.loss_type == "custom_loss" and not self._is_critic,
+            has_varlen=self._args.bf16,
             replay=self._routing_replay(),
         )
         transformer: Any = self._model[0].config

@@ -3,6 +3,7 @@
 import gc
 from pathlib import Path
 
+import pytest
 from support.megatron_runs import (
     make_tiny_qwen3,
     policy_gradient_loss,
@@ -11,6 +12,8 @@ from support.megatron_runs import (
     train_step,
     trainer_config,
 )
+
+pytestmark = pytest.mark.trainer
 
 VOCAB = 106
 

@@ -21,6 +21,8 @@ from slime.errors import CheckpointError
 from slime.training.interface import ModelTag
 from slime.training.value_loss import value_loss
 
+pytestmark = pytest.mark.trainer
+
 LOSS = partial(value_loss, clip=CLIP)
 
 
@@ -56,7 +58,7 @@ def test_values_and_two_steps_equal_those_of_transformers(model: str) -> None:
             assert row.dtype == torch.float32
             torch.testing.assert_close(row, reference, rtol=0.0, atol=2e-5)
     head = trainer._bare[0].output_layer.weight
-    torch.testing.assert_close(head.detach(), expected.head, rtol=0.0, atol=5e-6)
+    torch.testing.assert_close(head.detach().cpu(), expected.head, rtol=0.0, atol=5e-6)
 
 
 def test_values_start_at_zero_and_the_first_step_moves_the_head_alone(model: str) -> None:

@@ -21,6 +21,8 @@ from slime.errors import DataError
 from slime.training.interface import ModelTag
 from slime.training.update import UpdateHooks, run_update
 
+pytestmark = pytest.mark.trainer
+
 VOCAB = 106  # no multiple of 8: the embedding is padded
 HERE = "support.user_losses."
 

@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from support import deterministic_run
 from support.tiny_families import make_tiny_family
+
+pytestmark = pytest.mark.trainer
 
 ROOT = Path(deterministic_run.__file__).parents[2]
 

@@ -16,12 +16,15 @@ from support.megatron_runs import (
     start_trainer,
     train_step,
     trainer_config,
+    weights_of,
 )
 from support.tiny_families import make_tiny_family
 
 from slime.data.batch import Ragged, RolloutBatch
 from slime.errors import ConfigError
 from slime.training.interface import ModelTag
+
+pytestmark = pytest.mark.trainer
 
 VOCAB = 106  # no multiple of 8: the embedding is padded
 
@@ -87,7 +90,7 @@ def assert_step_agrees(trainer: Any, reference: Reference) -> None:
     metrics = trainer.train_step(train_step(batch(1)), policy_gradient_loss)
     assert metrics["loss"] == pytest.approx(reference.losses[0], abs=1e-5)
     assert metrics["grad_norm"] == pytest.approx(reference.grad_norms[0], rel=1e-5)
-    trained = dict(trainer.named_weights())
+    trained = weights_of(trainer)
     for name, tensor in per_expert(reference.weights).items():
         torch.testing.assert_close(trained[name], tensor, rtol=0.0, atol=2e-5, msg=name)
 
@@ -179,17 +182,17 @@ def test_resumed_run_continues_bit_for_bit(
 
     resumed = started(folders[case], *words, "--load", str(tmp_path))
     assert resumed.train_step(train_step(batch(2)), policy_gradient_loss) == expected
-    trained = dict(resumed.named_weights())
-    assert [n for n, tensor in first.named_weights() if not torch.equal(tensor, trained[n])] == []
+    trained = weights_of(resumed)
+    assert [n for n, w in weights_of(first).items() if not torch.equal(w, trained[n])] == []
 
 
 def test_the_bias_that_balances_experts_moves_only_when_asked_to(folders: dict[str, str]) -> None:
     def biases(*words: str) -> tuple[torch.Tensor, torch.Tensor]:
         trainer = started(folders["glm4_moe"], *words)
         name = "model.layers.1.mlp.gate.e_score_correction_bias"
-        before = dict(trainer.named_weights())[name].clone()
+        before = weights_of(trainer)[name]
         trainer.train_step(train_step(batch(1)), policy_gradient_loss)
-        return before, dict(trainer.named_weights())[name]
+        return before, weights_of(trainer)[name]
 
     torch.testing.assert_close(*biases(), rtol=0.0, atol=0.0)
     before, after = biases("--moe-router-bias-update-rate", "0.01")

@@ -11,8 +11,11 @@ from support.megatron_runs import (
     start_trainer,
     train_step,
     trainer_config,
+    weights_of,
 )
 from support.tiny_families import make_tiny_family
+
+pytestmark = pytest.mark.trainer
 
 VOCAB = 106
 
@@ -61,10 +64,9 @@ def test_sleeping_changes_no_bit_and_holds_no_memory(tmp_path: Path, family: str
         assert torch.equal(found, expected)
     found = trainer.train_step(train_step(batch(2)), policy_gradient_loss)
     assert found == awake.train_step(train_step(batch(2)), policy_gradient_loss)
-    for (name, left), (_, right) in zip(
-        trainer.named_weights(), awake.named_weights(), strict=True
-    ):
-        assert torch.equal(left, right), name
+    expected = weights_of(awake)
+    for name, weight in weights_of(trainer).items():
+        assert torch.equal(weight, expected[name]), name
 
 
 def test_a_sleeping_trainer_says_so_and_wakes_with_zero_gradients(tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ from slime.data.batch import FILLER_INDEX, RolloutBatch
 from slime.errors import ConfigError, DataError
 from slime.training.interface import ModelTag
 
+pytestmark = pytest.mark.trainer
+
 VOCAB = 106
 FAMILIES = ("qwen3_moe", "deepseek_v3")
 R2, R3 = "--use-routing-replay", "--use-rollout-routing-replay"

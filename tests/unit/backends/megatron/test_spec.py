@@ -8,6 +8,8 @@ from support.megatron_runs import make_tiny_qwen3, random_batch, start_trainer, 
 from slime.errors import ConfigError
 from slime.training.interface import ModelTag
 
+pytestmark = pytest.mark.trainer
+
 VOCAB = 106
 
 

@@ -20,6 +20,7 @@ from support.megatron_runs import (
     step_plan,
     train_step,
     trainer_config,
+    weights_of,
 )
 from torch import Tensor
 
@@ -27,6 +28,8 @@ from slime.data.batch import Ragged, RolloutBatch
 from slime.errors import CheckpointError, ConfigError
 from slime.training.interface import LossTerms, ModelTag, TokenView
 from slime.training.update import run_update
+
+pytestmark = pytest.mark.trainer
 
 VOCAB = 106  # no multiple of 8: the embedding is padded
 
@@ -47,7 +50,7 @@ def started(model: str, *words: str, **changes: Any) -> Any:
 
 
 def weights(trainer: Any) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in trainer.named_weights()}
+    return weights_of(trainer)
 
 
 def assert_equal_weights(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
