@@ -1,4 +1,4 @@
-"""Three steps with --deterministic-mode: `python deterministic_run.py FOLDER OUT`."""
+"""Three steps with --deterministic-mode: `python deterministic_run.py FOLDER OUT [WORD...]`."""
 
 import os
 import sys
@@ -20,8 +20,8 @@ VOCAB = 106
 
 def main() -> None:
     """Leave metrics, weights, log-probs and the settings that make them the same each time."""
-    folder, out = sys.argv[1:]
-    trainer = start_trainer(trainer_config(folder, "--deterministic-mode"))
+    folder, out, *words = sys.argv[1:]
+    trainer = start_trainer(trainer_config(folder, "--deterministic-mode", *words))
     trainer.load()
     batches = [random_batch(num_samples=6, vocab_size=VOCAB, seed=seed) for seed in (1, 2, 3)]
     metrics = [trainer.train_step(train_step(b), policy_gradient_loss) for b in batches]

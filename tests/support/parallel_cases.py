@@ -11,7 +11,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,32 @@ CASES: dict[str, Case] = {
         "deepseek_v3", f"{_tp(4)} {_SP} {_ep(2)} --expert-tensor-parallel-size 2", 4, 1
     ),
     "deepseek_v3 tp2 sp ep2 dp2": Case("deepseek_v3", f"{_tp(2)} {_SP} {_ep(2)} {_DP}", 4),
+}
+
+# The same layouts in the precision of real runs, on cards only.
+BF16_CASES: dict[str, Case] = {
+    f"{name} bf16": replace(CASES[name], words=f"{CASES[name].words} --bf16", num_steps=1)
+    for name in (
+        "dp2 overlap, many buckets",
+        "tp2",
+        "tp2 sp recompute",
+        "pp2 vpp2 tied overlap",
+        "cp2 overlap",
+        "glm4 tp2 sp",
+        "glm4 cp2",
+        "qwen3_moe ep2",
+        "qwen3_moe tp2 sp",
+        "qwen3_moe tp2 sp etp1 ep2",
+        "qwen3_moe cp2 ep2",
+        "qwen3_moe ep2 overlap, optimizer on the host",
+        "glm4_moe ep2",
+        "deepseek_v3 ep2 overlap",
+        "deepseek_v3 cp2",
+        "tp2 sp pp2 vpp2 overlap",
+        "tp2 sp cp2",
+        "qwen3_moe ep4",
+        "deepseek_v3 tp2 sp ep2 dp2",
+    )
 }
 
 
@@ -284,7 +310,7 @@ def main() -> None:
             elif name in CUTS:
                 content = run_cuts(name, ranks, Path(folder))
             else:
-                content = run_case(CASES[name], ranks, Path(folder))
+                content = run_case((CASES | BF16_CASES)[name], ranks, Path(folder))
         except BaseException:
             (Path(folder) / f"{name}.{rank}.error").write_text(traceback.format_exc())
             raise

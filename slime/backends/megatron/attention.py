@@ -48,7 +48,7 @@ class VarlenAttention(MegatronModule):
         attention_bias: Tensor | None,
         packed_seq_params: PackedSeqParams | None,
     ) -> Tensor:
-        """[T, 1, heads x D] from [T, 1, heads, D]."""
+        """[T, 1, heads x D_v] from queries and keys [T, 1, heads, D] and values [T, 1, heads, D_v]."""
         assert isinstance(packed_seq_params, Packed), "slime's attention runs on packs only"
         q, k, v = query.squeeze(1), key.squeeze(1), value.squeeze(1)
         plan = packed_seq_params.context
@@ -65,7 +65,13 @@ class VarlenAttention(MegatronModule):
 
 
 def _varlen_attention(q: Tensor, k: Tensor, v: Tensor, packed: Packed, scale: float) -> Tensor:
-    """[T, heads, D] by a variable-length kernel, CUDA only: flash-attn-4 where it fits, else torch's."""
+    """[T, heads, D_v] by a variable-length kernel, CUDA only: flash-attn-4 where it fits, else torch's.
+
+    Neither takes values narrower than queries, as latent attention has: zeros make them as wide.
+    """
+    narrow, wide = v.shape[-1], q.shape[-1]
+    if narrow < wide:
+        return _varlen_attention(q, k, F.pad(v, (0, wide - narrow)), packed, scale)[..., :narrow]
     kernel = flash_attention_4()
     if kernel is not None and q.shape[-1] in _FA4_HEAD_SIZES and v.shape[-1] in _FA4_HEAD_SIZES:
         return kernel(

@@ -60,8 +60,6 @@ class PackedMLA(MLASelfAttention):
         # A plain attribute: as a buffer it would turn bf16 with the model.
         self._frequencies, self._angle_scale = _frequencies(self.rotary_pos_emb)
         del self.rotary_pos_emb  # with its tables of 4096 positions
-        # CUDA's attention kernel takes no values narrower than queries.
-        self.pads_values = torch.cuda.is_available()
 
     def _resolve_qk_norm_config(self, submodules: MLASelfAttentionSubmodules) -> dict[str, Any]:
         """The classes of the spec; Megatron's choice wants TransformerEngine without a q latent."""
@@ -143,20 +141,17 @@ class PackedMLA(MLASelfAttention):
         attn_mask_type: Any = None,
         **kwargs: Any,
     ) -> Tensor:
-        """[T, 1, heads x D_v]; where the kernel asks for it, zeros make values as wide as queries."""
+        """[T, 1, heads x D_v]."""
         core: Any = self.core_attention
-        wide, narrow = query.shape[-1], value.shape[-1]
-        pads = self.pads_values and wide != narrow
-        context: Tensor = core(
+        return core(
             query,
             key,
-            F.pad(value, (0, wide - narrow)) if pads else value,
+            value,
             attention_mask,
             attn_mask_type=attn_mask_type or self.attn_mask_type,
             attention_bias=None,
             packed_seq_params=packed_seq_params,
         )
-        return context.unflatten(-1, (-1, wide))[..., :narrow].flatten(-2) if pads else context
 
 
 def mla_submodules(

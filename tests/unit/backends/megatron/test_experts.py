@@ -1,11 +1,11 @@
 """Grouped experts against a loop over experts written from the formula."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from support.groups import groups
 from torch import Tensor
 
 from slime.backends.megatron.stock import load_megatron, without_warnings
@@ -14,21 +14,6 @@ from slime.errors import ConfigError
 load_megatron()
 
 HIDDEN, WIDTH = 16, 8
-
-
-class FakeGroup:
-    """A process group of one."""
-
-    def size(self) -> int:
-        return 1
-
-    def rank(self) -> int:
-        return 0
-
-
-def groups() -> Any:
-    names = ("ep", "expt_tp", "expt_dp", "tp", "cp", "tp_cp", "tp_dp_cp")
-    return SimpleNamespace(**dict.fromkeys(names, FakeGroup()))
 
 
 @without_warnings()

@@ -82,10 +82,6 @@ def started(model: str, *words: str) -> Any:
     return trainer
 
 
-def trainer_modules(trainer: Any) -> list[Any]:
-    return [module for chunk in trainer._model for module in chunk.modules()]
-
-
 def assert_step_agrees(trainer: Any, reference: Reference) -> None:
     metrics = trainer.train_step(train_step(batch(1)), policy_gradient_loss)
     assert metrics["loss"] == pytest.approx(reference.losses[0], abs=1e-5)
@@ -149,18 +145,6 @@ def test_recomputing_changes_nothing(
     case: str, words: str, folders: dict[str, str], references: dict[str, Reference]
 ) -> None:
     assert_step_agrees(started(folders[case], *words.split()), references[case])
-
-
-def test_values_padded_to_the_width_of_queries_change_nothing(
-    folders: dict[str, str], references: dict[str, Reference]
-) -> None:
-    """As on CUDA, whose kernel wants them so."""
-    trainer = started(folders["deepseek_v3_yarn"])
-    layers = [module for module in trainer_modules(trainer) if hasattr(module, "pads_values")]
-    assert len(layers) == 4
-    for layer in layers:
-        layer.pads_values = True
-    assert_step_agrees(trainer, references["deepseek_v3_yarn"])
 
 
 def test_a_pack_without_any_response_passes_through_experts(folders: dict[str, str]) -> None:
