@@ -169,6 +169,18 @@ def fill_with_noise(trainer: Any) -> None:
     trainer._optimizer.reload_model_params()
 
 
+def columns_of(batch: Any) -> dict[str, Any]:
+    """What a GRPO loss reads of the batch's only step."""
+    masks, plan = batch.loss_masks.rows(), batch.steps[0]
+    return {
+        "weight": [mask / max(float(mask.sum()), 1.0) / plan.num_rollouts for mask in masks],
+        "loss_mask": masks,
+        "advantages": [
+            torch.full_like(mask, reward) for mask, reward in zip(masks, batch.rewards, strict=True)
+        ],
+    }
+
+
 def run_rank(options: argparse.Namespace, rank: int) -> None:
     """All steps of one rank; rank 0 prints."""
     torch.cuda.set_device(rank)
@@ -181,15 +193,8 @@ def run_rank(options: argparse.Namespace, rank: int) -> None:
     shape = model_config(options.model, options.layers)
     (folder / "config.json").write_text(json.dumps(shape))
     trainer, batch, config = build(options, rank, folder)
-    masks, plan = batch.loss_masks.rows(), batch.steps[0]
-    columns = {
-        "weight": [mask / max(float(mask.sum()), 1.0) / plan.num_rollouts for mask in masks],
-        "loss_mask": masks,
-        "advantages": [
-            torch.full_like(mask, reward) for mask, reward in zip(masks, batch.rewards, strict=True)
-        ],
-    }
-    step = TrainStep(batch=batch, plan=plan, columns=columns, needs_entropy=True)
+    plan = batch.steps[0]
+    step = TrainStep(batch=batch, plan=plan, columns=columns_of(batch), needs_entropy=True)
     loss_fn = make_loss_fn(config)
     seconds: list[float] = []
     metrics: dict[str, float] = {}
@@ -263,6 +268,13 @@ def profile_step(trainer: Any, step: Any, loss_fn: Any, path: Path | None) -> No
         path.write_text(table)
 
 
+def free_port() -> int:
+    """A port nobody listens on now."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--model", choices=sorted(MODELS), default="qwen3-4b")
@@ -287,10 +299,7 @@ def main() -> None:
     if options.rank is not None:
         run_rank(options, options.rank)
         return
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    command = [sys.executable, __file__, *sys.argv[1:], "--port", str(port), "--rank"]
+    command = [sys.executable, __file__, *sys.argv[1:], "--port", str(free_port()), "--rank"]
     ranks = [subprocess.Popen([*command, str(rank)]) for rank in range(options.gpus)]
     sys.exit(max(rank.wait() for rank in ranks))
 

@@ -88,7 +88,7 @@ _CI = "not built yet: slime's own tests check these numbers"
 _OFFLOAD = "on CPU trainer and engines keep their memory: there is no device to leave"
 
 SLIME_STATES: dict[str, FlagState] = {
-    "--device": works_with("not built yet: CUDA", "auto", "cpu"),
+    "--device": works_with("no such device", "auto", "cpu", "cuda"),
     "--rollout-engine": works_with(
         "not built yet: starting SGLang servers", "auto", *registry.ENGINES.names()
     ),
@@ -215,7 +215,11 @@ MEGATRON_STATES: dict[str, FlagState] = {
     "--mscale-all-dim": WORKS,
     "--rope-type": WORKS,
     # Kernels: slime has its own layers, without TransformerEngine and Apex.
-    "--transformer-impl": own_way("slime's own layers are used, without TransformerEngine"),
+    "--transformer-impl": works_with(
+        "slime's own layers are local; TransformerEngine's are used where it is installed",
+        "local",
+        "transformer_engine",
+    ),
     "--attention-backend": own_way(_OWN_ATTENTION),
     "--use-flash-attn": own_way(_OWN_ATTENTION),
     "--attention-softmax-in-fp32": own_way(f"{_OWN_ATTENTION}; its softmax is in float32"),

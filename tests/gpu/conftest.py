@@ -13,7 +13,7 @@ _NEEDED = {"gpu1": 1, "gpu2": 2, "gpu4": 4}
 def enough_gpus(request: pytest.FixtureRequest) -> None:
     needed = max(n for mark, n in _NEEDED.items() if request.node.get_closest_marker(mark))
     if num_gpus() < needed:
-        pytest.skip(f"needs {needed} GPUs, there are {num_gpus()}")
+        pytest.skip(f"needs GPUs: {needed}, there are {num_gpus()}")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -67,7 +67,7 @@ def packed(spans: list[tuple[int, int]]) -> Any:
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
-    return float((found.double() - expected).norm() / expected.norm())
+    return float((found.detach().double() - expected.detach()).norm() / expected.detach().norm())
 
 
 @pytest.mark.parametrize("kernel", ["varlen_attn", "flash-attn-4"])

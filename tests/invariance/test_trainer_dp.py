@@ -1,6 +1,5 @@
 """Two data-parallel ranks on gloo against one process, and against transformers with AdamW."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from support import megatron_dp_worker as worker
-from support.device import skip_unless_possible
+from support.device import skip_unless_possible, worker_environment
 from support.megatron_runs import (
     free_port,
     make_tiny_qwen3,
@@ -40,8 +39,6 @@ def folder(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the two ranks left; they run once for all tests here."""
     skip_unless_possible(WORLD_SIZE)
     folder = tmp_path_factory.mktemp("dp")
-    paths = [str(Path(worker.__file__).parents[1]), str(Path(worker.__file__).parents[2])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     port = str(free_port())
     with one_group_at_a_time():
         ranks = [
@@ -55,7 +52,7 @@ def folder(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
                     model,
                     str(folder),
                 ],
-                env=environment,
+                env=worker_environment(),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,

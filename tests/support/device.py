@@ -6,6 +6,7 @@ tolerances; bf16 has tests of its own in tests/gpu.
 
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,7 +31,14 @@ def possible_ranks(sizes: Iterable[int]) -> list[int]:
 def skip_unless_possible(ranks: int) -> None:
     """Skip the test where there are fewer cards than it has ranks."""
     if ranks not in possible_ranks([ranks]):
-        pytest.skip(f"needs {ranks} GPUs, there are {num_gpus()}")
+        pytest.skip(f"needs GPUs: {ranks}, there are {num_gpus()}")
+
+
+def worker_environment() -> dict[str, str]:
+    """For a Python process of a test that imports slime and `support`."""
+    root = Path(__file__).parents[2]
+    paths = [str(root / "tests"), str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
 
 
 def on_cpu(value: Any) -> Any:

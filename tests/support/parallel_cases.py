@@ -152,6 +152,20 @@ BF16_CASES: dict[str, Case] = {
     )
 }
 
+_TE = "--bf16 --transformer-impl transformer_engine"
+# With TransformerEngine's modules; they come after all others, as they may be missing.
+TE_CASES: dict[str, Case] = {
+    f"{name} te": replace(CASES[name], words=f"{CASES[name].words} {_TE}", num_steps=1)
+    for name in (
+        "dp2 overlap",
+        "tp2",
+        "tp2 sp recompute",
+        "cp2 overlap",
+        "qwen3_moe ep2",
+        "tp2 sp cp2",
+    )
+}
+
 
 @dataclass(frozen=True)
 class Reshard:
@@ -310,7 +324,7 @@ def main() -> None:
             elif name in CUTS:
                 content = run_cuts(name, ranks, Path(folder))
             else:
-                content = run_case((CASES | BF16_CASES)[name], ranks, Path(folder))
+                content = run_case((CASES | BF16_CASES | TE_CASES)[name], ranks, Path(folder))
         except BaseException:
             (Path(folder) / f"{name}.{rank}.error").write_text(traceback.format_exc())
             raise

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from support import parallel_cases as cases
+from support.device import worker_environment
 from support.megatron_runs import free_port, make_tiny_qwen3
 from support.tiny_families import make_tiny_family
 
@@ -47,15 +48,12 @@ def run_ranks(
     folder: Path, world_size: int, names: Iterable[str], script: str = cases.__file__
 ) -> None:
     """The named cases by so many ranks; a failure is reported by the case's own test."""
-    root = Path(cases.__file__).parents[2]
-    paths = os.pathsep.join([str(root / "tests"), str(root)])
-    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     port = str(free_port())
     with one_group_at_a_time():
         ranks = [
             subprocess.Popen(
                 [sys.executable, script, str(rank), str(world_size), port, str(folder), *names],
-                env=environment,
+                env=worker_environment(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )

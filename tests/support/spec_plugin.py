@@ -3,14 +3,10 @@
 import argparse
 from typing import Any
 
-from megatron.core.transformer.transformer_config import TransformerConfig
-
 CALLS: list[int | None] = []
 
 
-def plain_layers(
-    args: argparse.Namespace, config: TransformerConfig, vp_stage: int | None = None
-) -> Any:
+def plain_layers(args: argparse.Namespace, config: Any, vp_stage: int | None = None) -> Any:
     """The layers that slime has anyway; notes that it was called."""
     from slime.backends.megatron.specs import LayerStyle, block_spec
 

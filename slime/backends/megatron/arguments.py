@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import functools
+import importlib.util
 import io
 import logging
 import os
@@ -25,6 +26,7 @@ _DEFAULTS: dict[str, Any] = {
     "attention_dropout": 0.0,
     "hidden_dropout": 0.0,
     "micro_batch_size": 1,
+    "transformer_impl": "local",  # our layers, unless the other is asked for
     "moe_router_load_balancing_type": "none",
     "moe_router_bias_update_rate": 0.0,  # Megatron would move the bias at every step
     "moe_router_dtype": "fp32",  # as the engines choose experts
@@ -48,7 +50,6 @@ _FORCED: dict[str, Any] = {
     "apply_rope_fusion": False,  # TransformerEngine
     "masked_softmax_fusion": False,  # Apex
     "no_persist_layer_norm": True,  # Apex
-    "transformer_impl": "local",
     "use_gloo_process_groups": False,  # for checkpoint formats we do not write
     "tokenizer_type": "NullTokenizer",
     "mock_data": False,
@@ -71,6 +72,7 @@ def parse_megatron_args(
     for name, value in _FORCED.items():
         setattr(args, name, value)
     _refuse_unbuilt_args(args)
+    _choose_layers(args, device)
     if args.tensor_model_parallel_size > 1 or args.context_parallel_size > 1:
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     offloads = args.optimizer_cpu_offload
@@ -160,6 +162,35 @@ def _refuse_unbuilt_args(args: argparse.Namespace) -> None:
             f"--position-embedding-type {args.position_embedding_type}: only rope is supported; "
             "add --use-rotary-position-embeddings."
         )
+
+
+def _choose_layers(args: argparse.Namespace, device: torch.device) -> None:
+    """TransformerEngine's modules where they are asked for and can be had, else ours."""
+    if args.transformer_impl == "local":
+        return
+    if args.transformer_impl != "transformer_engine":
+        raise ConfigError(
+            f"--transformer-impl {args.transformer_impl}: only local (slime's own layers) and "
+            "transformer_engine are supported."
+        )
+    if args.multi_latent_attention:
+        raise ConfigError(
+            "--transformer-impl transformer_engine: latent attention of packs is slime's own; leave "
+            "the flag out."
+        )
+    if device.type == "cpu" or importlib.util.find_spec("transformer_engine") is None:
+        logger.warning(
+            "--transformer-impl transformer_engine, but %s: slime's own layers are used",
+            "there is no GPU" if device.type == "cpu" else "TransformerEngine is not installed",
+        )
+        args.transformer_impl = "local"
+    elif not args.bf16:
+        raise ConfigError(
+            "--transformer-impl transformer_engine: its attention of packs computes in bfloat16 only; "
+            "give --bf16, or leave the flag out."
+        )
+    elif args.deterministic_mode:
+        os.environ["NVTE_ALLOW_NONDETERMINISTIC_ALGO"] = "0"
 
 
 # Recomputing these alone is done with code that Megatron compiles at run time or has from

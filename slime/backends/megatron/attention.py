@@ -1,6 +1,8 @@
 """Causal attention over packs: variable-length kernels in half precision, padded batches in fp32."""
 
 import functools
+import logging
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -13,6 +15,8 @@ from torch import Tensor
 
 from slime.backends.megatron.kernels import put_back, take
 from slime.backends.megatron.pack import Packed, PaddedLayout
+
+logger = logging.getLogger(__name__)
 
 # Head sizes that flash-attn-4 computes forward and backward on Hopper.
 _FA4_HEAD_SIZES = (64, 96, 128)
@@ -107,10 +111,19 @@ def _varlen_attention(q: Tensor, k: Tensor, v: Tensor, packed: Packed, scale: fl
 def flash_attention_4() -> Any:
     """flash-attn-4's variable-length function, or None where it is not installed."""
     try:
+        version("flash-attn-4")
+    except PackageNotFoundError:
+        return None
+    try:
         from flash_attn.cute.interface import (  # pyright: ignore[reportMissingImports]
             flash_attn_varlen_func,
         )
-    except ImportError:
+    except ImportError as error:
+        logger.warning(
+            "flash-attn-4 is installed but cannot be imported (%s); torch's attention is used, which "
+            "takes about twice as long",
+            error,
+        )
         return None
     return flash_attn_varlen_func
 

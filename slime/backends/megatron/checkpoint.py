@@ -256,7 +256,11 @@ def _chunk_keys(model: list[torch.nn.Module]) -> list[str]:
 def _sharded_weights(model: list[torch.nn.Module]) -> dict[str, Any]:
     chunks: list[Any] = list(model)
     weights = {
-        key: chunk.sharded_state_dict(metadata=_metadata())
+        key: {
+            name: value
+            for name, value in chunk.sharded_state_dict(metadata=_metadata()).items()
+            if not _is_scaling(name)
+        }
         for key, chunk in zip(_chunk_keys(model), chunks, strict=True)
     }
     for value in nested_values(weights):
@@ -268,7 +272,14 @@ def _sharded_weights(model: list[torch.nn.Module]) -> dict[str, Any]:
 
 def _set_weights(model: list[torch.nn.Module], loaded: dict[str, Any]) -> None:
     for key, chunk in zip(_chunk_keys(model), model, strict=True):
-        chunk.load_state_dict(loaded[key], strict=True)
+        missing, unexpected = chunk.load_state_dict(loaded[key], strict=False)
+        if wrong := [name for name in (*missing, *unexpected) if not _is_scaling(name)]:
+            raise CheckpointError(f"the checkpoint does not fit this model: {', '.join(wrong)}")
+
+
+def _is_scaling(name: str) -> bool:
+    """A layer's scales of 8-bit numbers, which TransformerEngine's modules have: unused, not saved."""
+    return name.endswith("._extra_state")
 
 
 def _load_optimizer(optimizer: MegatronOptimizer, loaded: dict[Any, Any]) -> None:

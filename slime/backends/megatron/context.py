@@ -34,6 +34,8 @@ class ContextPlan:
             and by a second chunk; K = nowhere.
         cu_queries, cu_keys: [spans + 1] int32 boundaries.
         lengths: (queries, keys) of each span.
+        cu_sequences: [sequences + 1] int32 boundaries of the whole sequences, over all ranks.
+        longest_sequence: tokens of the longest of them.
     """
 
     group: dist.ProcessGroup
@@ -42,6 +44,8 @@ class ContextPlan:
     cu_queries: Tensor
     cu_keys: Tensor
     lengths: tuple[tuple[int, int], ...]
+    cu_sequences: Tensor
+    longest_sequence: int
 
     @property
     def longest(self) -> tuple[int, int]:
@@ -101,6 +105,8 @@ def context_plan(lengths: list[int], group: dist.ProcessGroup, device: torch.dev
         cu_queries=on_device(np.ascontiguousarray(boundaries[:, 0])),
         cu_keys=on_device(np.ascontiguousarray(boundaries[:, 1])),
         lengths=tuple(spans),
+        cu_sequences=on_device(np.cumsum([0, *lengths]).astype(np.int32)),
+        longest_sequence=max(lengths),
     )
 
 

@@ -200,12 +200,12 @@ def padded_size(tensor: Tensor) -> int:
 
 
 def _pin(tensor: Tensor) -> None:
-    code: Any = torch.cuda.cudart().cudaHostRegister(
-        tensor.data_ptr(), tensor.numel() * tensor.element_size(), 0
-    )
+    num_bytes = tensor.numel() * tensor.element_size()
+    cudart: Any = torch.cuda.cudart()
+    code = cudart.cudaHostRegister(tensor.data_ptr(), num_bytes, 0)
     if int(code):
         raise MemoryError(
-            f"{tensor.numel() * tensor.element_size() / 2**30:.1f} GiB of the host's memory for the "
+            f"{num_bytes / 2**30:.1f} GiB of the host's memory for the "
             f"optimizer could not be pinned (CUDA error {int(code)}); lower "
             "--optimizer-offload-fraction or spread the model over more ranks."
         )
@@ -231,7 +231,7 @@ class HostedOptimizer(DistributedOptimizer):
         hosted = cls.__new__(cls)
         vars(hosted).update(vars(stock))
         groups: list[dict[str, Any]] = stock.optimizer.param_groups
-        handles = [handle for group in groups for handle in group["params"]]
+        handles: list[Tensor] = [handle for group in groups for handle in group["params"]]
         targets = dict(_half_precision_shards(stock))
         moved = _first(handles, fraction)
         memory = HostMemory(3 * sum(padded_size(handle) for handle in moved))

@@ -21,7 +21,7 @@ from slime.backends.megatron.critic import add_value_head
 from slime.backends.megatron.layers import PackedRotary
 from slime.backends.megatron.named_weights import Architecture, global_weights
 from slime.backends.megatron.parallel import cp_group, objects_of_all_stages
-from slime.backends.megatron.specs import block_spec, layer_style
+from slime.backends.megatron.specs import Parts, block_spec, layer_style
 from slime.checkpoint.convert import check_hf_against_flags
 from slime.checkpoint.hf import read_hf_config
 from slime.checkpoint.mapping import ModelDims, load_mapping
@@ -186,9 +186,19 @@ def _layer_spec(
 ) -> Any:
     """Our layers, or what `--spec module function` returns."""
     if args.spec is None:
-        return block_spec(transformer, architecture.style, vp_stage=vp_stage)
+        return block_spec(
+            transformer, architecture.style, vp_stage=vp_stage, parts=_parts(args.transformer_impl)
+        )
     module, function = args.spec
     return load_function(f"{module}.{function}")(args, transformer, vp_stage=vp_stage)
+
+
+def _parts(transformer_impl: str) -> Parts:
+    if transformer_impl != "transformer_engine":
+        return Parts()
+    from slime.backends.megatron.te_layers import te_parts
+
+    return te_parts()
 
 
 def _user_provider(config: Config, vp_stage: int | None) -> Callable[[bool, bool], torch.nn.Module]:

@@ -24,6 +24,11 @@ from slime.checkpoint.mapping import BoundEntry, Mapping, ModelDims
 from slime.errors import CheckpointError
 
 _LOCAL_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
+# With TransformerEngine a norm is part of the projection after it.
+_FUSED_NORMS = {
+    "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
+    "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
+}
 # The one buffer that is part of a checkpoint: what balances experts without a loss.
 _EXPERT_BIAS = "router.expert_bias"
 
@@ -45,8 +50,17 @@ def global_weights(model: Sequence[torch.nn.Module]) -> Iterator[tuple[str, Tens
         for name, weight in _weights(chunk):
             found = _LOCAL_LAYER.fullmatch(name)
             if found is not None:
-                name = f"decoder.layers.{numbers[int(found[1])]}.{found[2]}"
+                inner = _apart(found[2])
+                name = f"decoder.layers.{numbers[int(found[1])]}.{inner}"
             yield name, weight
+
+
+def _apart(name: str) -> str:
+    """The name of a layer's weight where norms stand apart from the projections after them."""
+    for fused, norm in _FUSED_NORMS.items():
+        if name.startswith(fused):
+            return norm + name.removeprefix(fused)
+    return name
 
 
 def _weights(chunk: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -54,6 +54,24 @@ _POST_NORMS = {
 
 
 @dataclass(frozen=True)
+class Parts:
+    """The modules that layers are made of; ours, unless --transformer-impl asks for others.
+
+    Attributes:
+        norm: RMSNorm.
+        column, row: projections cut over tensor-parallel ranks by outputs, by inputs.
+        core_attention: of a pack.
+        norm_and_column: a norm and the projection after it as one; None = they stand apart.
+    """
+
+    norm: Any = RMSNorm
+    column: Any = ColumnParallelLinear
+    row: Any = RowParallelLinear
+    core_attention: Any = VarlenAttention
+    norm_and_column: Any = None
+
+
+@dataclass(frozen=True)
 class LayerStyle:
     """What distinguishes the layers of a family and no flag of Megatron says.
 
@@ -70,9 +88,14 @@ def layer_style(model_type: str) -> LayerStyle:
 
 
 def block_spec(
-    config: TransformerConfig, style: LayerStyle, *, vp_stage: int | None = None
+    config: TransformerConfig,
+    style: LayerStyle,
+    *,
+    vp_stage: int | None = None,
+    parts: Parts | None = None,
 ) -> TransformerBlockSubmodules:
     """The layers of this pipeline stage, and the final norm."""
+    parts = parts or Parts()
     first = get_transformer_layer_offset(config, vp_stage)
     stop = first + get_num_layers_to_build(config, vp_stage)
     has_experts = _layers_with_experts(config)
@@ -81,12 +104,13 @@ def block_spec(
             _layer_spec(
                 config,
                 style,
+                parts,
                 has_experts=has_experts[i],
                 is_last=i + 1 == config.num_layers,
             )
             for i in range(first, stop)
         ],
-        layer_norm=RMSNorm,
+        layer_norm=parts.norm,
     )
 
 
@@ -102,41 +126,51 @@ def _layers_with_experts(config: TransformerConfig) -> list[bool]:
 
 
 def _layer_spec(
-    config: TransformerConfig, style: LayerStyle, *, has_experts: bool, is_last: bool
+    config: TransformerConfig,
+    style: LayerStyle,
+    parts: Parts,
+    *,
+    has_experts: bool,
+    is_last: bool,
 ) -> ModuleSpec:
     """One layer: RMSNorm, attention, RMSNorm, MLP or experts, each half with its residual."""
-    output: Any = PostNormLinear if style.has_post_norms else RowParallelLinear
+    output: Any = PostNormLinear if style.has_post_norms else parts.row
     residual: Any = get_bias_dropout_add
     is_mla = config.multi_latent_attention
-    names = dict(_FUSED_MLA_NORMS if is_mla else _FUSED_QKV_NORM)
-    if not has_experts:
+    is_fused = parts.norm_and_column is not None
+    names: dict[str, str] = {}
+    if is_mla:
+        names |= _FUSED_MLA_NORMS
+    elif not is_fused:
+        names |= _FUSED_QKV_NORM
+    if not (has_experts or is_fused):
         names |= _FUSED_MLP_NORM
     if style.has_post_norms:
         names |= _POST_NORMS
     return ModuleSpec(
         module=LastLayer if is_last else TransformerLayer,
         submodules=TransformerLayerSubmodules(
-            input_layernorm=RMSNorm,
+            input_layernorm=IdentityOp if is_fused and not is_mla else parts.norm,
             self_attention=_latent_attention(config, output)
             if is_mla
-            else _attention(config, output),
+            else _attention(config, parts, output),
             self_attn_bda=residual,
-            pre_mlp_layernorm=RMSNorm,
-            mlp=_experts() if has_experts else _mlp(config, output),
+            pre_mlp_layernorm=IdentityOp if is_fused and not has_experts else parts.norm,
+            mlp=_experts() if has_experts else _mlp(config, parts, output),
             mlp_bda=residual,
             sharded_state_dict_keys_map=names,
         ),
     )
 
 
-def _attention(config: TransformerConfig, output: Any) -> ModuleSpec:
+def _attention(config: TransformerConfig, parts: Parts, output: Any) -> ModuleSpec:
     norm = RMSNorm if config.qk_layernorm else IdentityOp
     return ModuleSpec(
         module=PackedSelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
-            linear_qkv=ColumnParallelLinear,
-            core_attention=VarlenAttention,
+            linear_qkv=parts.norm_and_column or parts.column,
+            core_attention=parts.core_attention,
             linear_proj=output,
             q_layernorm=norm,
             k_layernorm=norm,
@@ -156,12 +190,14 @@ def _latent_attention(config: TransformerConfig, output: Any) -> ModuleSpec:
     )
 
 
-def _mlp(config: TransformerConfig, output: Any) -> Any:
+def _mlp(config: TransformerConfig, parts: Parts, output: Any) -> Any:
     is_swiglu = config.gated_linear_unit and config.activation_func == F.silu
     module = SwiGLUMLP if is_swiglu else MLP
     return partial(
         module.as_mlp_submodule,
-        submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=output),
+        submodules=MLPSubmodules(
+            linear_fc1=parts.norm_and_column or parts.column, linear_fc2=output
+        ),
     )
 
 

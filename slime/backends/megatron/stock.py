@@ -2,9 +2,12 @@
 
 import contextlib
 import importlib
+import importlib.util
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 from slime.backends.megatron import cpu, gradient_accumulation
 
@@ -15,6 +18,14 @@ _MODULES = (
     "megatron.core.dist_checkpointing",
     "megatron.training.arguments",
     "torch._dynamo",  # torch's optimizers import it when the first one is built: a second
+)
+
+# Modules whose import makes Megatron use another optimizer than torch's.
+_OTHER_OPTIMIZERS = (
+    "transformer_engine.pytorch.optimizers",
+    "apex.optimizers",
+    "apex.multi_tensor_apply",
+    "amp_C",
 )
 
 
@@ -29,11 +40,31 @@ def load_megatron() -> None:
     logging.getLogger("megatron").setLevel(logging.ERROR)
     # torch's checkpoint writer logs two lines per tensor, past the level of the root logger.
     logging.getLogger("c10d-NullHandler-dcp_logger").setLevel(logging.ERROR)
-    with without_warnings():
+    with without_warnings(), _torchs_adam():
         gradient_accumulation.provide()
         cpu.install()
         for name in _MODULES:
             importlib.import_module(name)
+
+
+@contextlib.contextmanager
+def _torchs_adam() -> Iterator[None]:
+    """In the block Megatron finds no optimizer of TransformerEngine or Apex, installed or not.
+
+    It would take theirs, whose state has another form: a checkpoint then depended on what else is
+    installed, and so would the bits of a step.
+    """
+    if importlib.util.find_spec("transformer_engine") is not None:
+        importlib.import_module("transformer_engine.pytorch")  # imports its optimizers itself
+    modules: dict[str, Any] = sys.modules
+    before = {name: modules[name] for name in _OTHER_OPTIMIZERS if name in modules}
+    modules |= dict.fromkeys(_OTHER_OPTIMIZERS)  # None: their import fails
+    try:
+        yield
+    finally:
+        for name in _OTHER_OPTIMIZERS:
+            del modules[name]
+        modules |= before
 
 
 @contextlib.contextmanager

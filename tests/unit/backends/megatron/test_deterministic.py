@@ -1,6 +1,5 @@
 """--deterministic-mode: two processes give the same bits, by settings that hold on CUDA too."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,16 +8,14 @@ from typing import Any
 import pytest
 import torch
 from support import deterministic_run
+from support.device import worker_environment
 from support.tiny_families import make_tiny_family
 
 pytestmark = pytest.mark.trainer
 
-ROOT = Path(deterministic_run.__file__).parents[2]
-
 
 def run_twice(folder: str, tmp_path: Path) -> list[dict[str, Any]]:
-    paths = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
-    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    environment = worker_environment()
     for name in ("CUBLAS_WORKSPACE_CONFIG", "NCCL_ALGO"):
         environment.pop(name, None)
     outs = [tmp_path / f"{number}.pt" for number in range(2)]
