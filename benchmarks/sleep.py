@@ -4,7 +4,8 @@
 
 Random weights, one optimizer step, then `sleep()` and `wake_up()` three times, with a step between
 them. Prints JSON. Memory is the driver's: all that this process holds on the card, with CUDA's own
-context and NCCL's buffers; `context_gib` is what torch alone holds before there is a model.
+context, the kernels loaded and NCCL's buffers; `context_gib` is what torch alone holds before there
+is a model, `torch_asleep_gib` what its tensors and its allocator hold of the rest.
 """
 
 import argparse
@@ -64,14 +65,14 @@ def run_rank(options: argparse.Namespace, rank: int) -> None:
         trainer.sleep()
         torch.cuda.synchronize()
         slept, asleep = time.monotonic(), used() - before
-        tensors = torch.cuda.memory_allocated()
+        tensors, kept = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
         trainer.wake_up()
         torch.cuda.synchronize()
         rounds.append(
             {
                 "awake_gib": round(awake, 2),
                 "asleep_gib": round(asleep, 2),
-                "torch_asleep_gib": round(tensors / GIB, 2),
+                "torch_asleep_gib": [round(tensors / GIB, 3), round(kept / GIB, 3)],
                 "sleep_s": round(slept - start, 3),
                 "wake_s": round(time.monotonic() - slept, 3),
                 "same_bits": digest(trainer) == bits,
@@ -99,6 +100,7 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=8192)
     parser.add_argument("--max-tokens", type=int, default=8192)
     parser.add_argument("--seed", type=int, default=0)
+    parser.set_defaults(forward_backward=False)
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -105,6 +105,7 @@ def matmul_rate() -> float:
 
 def build(options: argparse.Namespace, rank: int, folder: Path) -> tuple[Any, Any, Any]:
     """(trainer, its batch, the run's configuration)."""
+    from slime.backends.megatron import trainer as megatron_trainer
     from slime.backends.megatron.trainer import MegatronTrainer
     from slime.checkpoint.convert import megatron_flags_from_hf
     from slime.cli.parse import load_config
@@ -121,6 +122,8 @@ def build(options: argparse.Namespace, rank: int, folder: Path) -> tuple[Any, An
         f"--max-tokens-per-gpu {options.max_tokens} {options.words}"
     ).split()
     config = load_config([*words, *megatron_flags_from_hf(shape)])
+    if options.forward_backward:
+        megatron_trainer.build_optimizer = lambda args, model: NoOptimizer()
     trainer = MegatronTrainer(
         config,
         rank=rank,
@@ -167,6 +170,32 @@ def fill_with_noise(trainer: Any) -> None:
             else:
                 weight.normal_(0.0, 0.02)
     trainer._optimizer.reload_model_params()
+
+
+class NoOptimizer:
+    """In place of Megatron's for --forward-backward: it has no weights and takes no step."""
+
+    def __init__(self) -> None:
+        self.optimizer = None
+        self.param_groups: list[dict[str, Any]] = [{"lr": 0.0, "weight_decay": 0.0}]
+
+    def scale_loss(self, loss: torch.Tensor) -> torch.Tensor:
+        return loss
+
+    def reload_model_params(self) -> None:
+        """There are no others."""
+
+    def zero_grad(self) -> None:
+        """Gradients are in the model's buffers."""
+
+    def prepare_grads(self) -> bool:
+        return False
+
+    def get_grad_norm(self) -> float:
+        return 0.0
+
+    def step_with_ready_grads(self) -> bool:
+        return True
 
 
 def columns_of(batch: Any) -> dict[str, Any]:
@@ -223,6 +252,7 @@ def run_rank(options: argparse.Namespace, rank: int) -> None:
         "layers": shape["num_hidden_layers"],
         "gpus": options.gpus,
         "words": options.words,
+        "whole_step": not options.forward_backward,
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "attention": attention_name(),
@@ -287,6 +317,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument(
+        "--forward-backward",
+        action="store_true",
+        help="no optimizer: neither its memory nor its step",
+    )
     parser.add_argument("--limit-s", type=float, default=1e9, help="no new step after so long")
     parser.add_argument("--profile", help="file for a table of kernels")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -114,6 +115,9 @@ def flash_attention_4() -> Any:
         version("flash-attn-4")
     except PackageNotFoundError:
         return None
+    # They warn of their own deprecations whenever a kernel is compiled.
+    for package in ("flash_attn", "cutlass"):
+        warnings.filterwarnings("ignore", module=package)
     try:
         from flash_attn.cute.interface import (  # pyright: ignore[reportMissingImports]
             flash_attn_varlen_func,
