@@ -95,10 +95,11 @@ def _check_device(config: Config, cluster: Cluster | None, problems: Problems) -
     """As `orchestration/ray_cluster.py` will refuse it: GPUs would be left idle silently."""
     view = problems.readable(config)
     with problems.caught():
-        if view.device == "auto" and (cluster is not None or _has_gpus()):
+        has_gpus = cluster is not None or _has_gpus()
+        if view.device == "auto" and has_gpus and not view.debug_train_only:
             problems.add(
-                "--device auto takes CUDA where there are GPUs, and the GPU path is not built yet; "
-                "give --device cpu to run on the CPUs all the same"
+                "--device auto takes CUDA where there are GPUs, and engines on GPUs are not built "
+                "yet; give --device cpu to run on the CPUs all the same"
             )
 
 

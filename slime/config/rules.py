@@ -259,6 +259,14 @@ def _precision(config: Config) -> Iterator[str]:
         logger.info("--bf16: on CPU the trainer computes in float32")
 
 
+def _device(config: Config) -> Iterator[str]:
+    if config.device == "cuda" and not config.debug_train_only:
+        yield (
+            "--device cuda: the trainer runs on GPUs, engines beside it do not yet; give "
+            "--debug-train-only (supervised training, recorded rollouts), or --device cpu"
+        )
+
+
 def _optimizer(config: Config) -> Iterator[str]:
     megatron = megatron_values(config.megatron_argv)
     fraction = megatron["optimizer_offload_fraction"]
@@ -344,6 +352,7 @@ RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _engine_options,
     _rewards,
     _periods,
+    _device,
     _precision,
     _optimizer,
     _folders,

@@ -88,7 +88,6 @@ _CI = "not built yet: slime's own tests check these numbers"
 _OFFLOAD = "on CPU trainer and engines keep their memory: there is no device to leave"
 
 SLIME_STATES: dict[str, FlagState] = {
-    "--device": works_with("no such device", "auto", "cpu", "cuda"),
     "--rollout-engine": works_with(
         "not built yet: starting SGLang servers", "auto", *registry.ENGINES.names()
     ),
@@ -216,7 +215,7 @@ MEGATRON_STATES: dict[str, FlagState] = {
     "--rope-type": WORKS,
     # Kernels: slime has its own layers, without TransformerEngine and Apex.
     "--transformer-impl": works_with(
-        "slime's own layers are local; TransformerEngine's are used where it is installed",
+        "local, slime's own layers, unless given; TransformerEngine's modules where it is installed",
         "local",
         "transformer_engine",
     ),
@@ -263,10 +262,7 @@ MEGATRON_STATES: dict[str, FlagState] = {
     "--use-torch-optimizer-for-cpu-offload": own_way("torch's Adam is always used"),
     "--no-pin-cpu-grads": own_way("gradients stay on the card"),
     "--no-pin-cpu-params": own_way("what is on the host is always pinned"),
-    "--use-precision-aware-optimizer": own_way(
-        "with --optimizer-cpu-offload only, which asks for it in Megatron: weights and moments of the "
-        "optimizer are fp32"
-    ),
+    "--use-precision-aware-optimizer": WORKS,  # with --optimizer-cpu-offload: rules.py
     "--train-iters": own_way("follows from --num-rollout"),
     # Memory.
     "--recompute-granularity": WORKS,

@@ -149,15 +149,23 @@ def node_address() -> str:
     return "127.0.0.1" if len(addresses) == 1 else ray.util.get_node_ip_address()
 
 
-def resolve_device(cluster: ClusterConfig) -> str:
-    """`cpu`, the one device this release drives from end to end.
+def resolve_device(cluster: ClusterConfig, *, trains_only: bool) -> str:
+    """`cpu` or `cuda`; of `auto`, CUDA where the cluster has GPUs.
+
+    Args:
+        trains_only: there are no engines, which this release drives on CPUs alone.
 
     Raises:
-        ConfigError: `--device auto` on a cluster with GPUs, which would be left idle silently.
+        ConfigError: `--device auto` with engines on a cluster with GPUs, which would be left idle
+            silently.
     """
-    if cluster.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0:
-        raise ConfigError(
-            "this cluster has GPUs, and the GPU path is not built yet; give --device cpu to run on "
-            "its CPUs all the same"
-        )
-    return "cpu" if cluster.device == "auto" else cluster.device
+    if cluster.device != "auto":
+        return cluster.device
+    if not ray.cluster_resources().get("GPU", 0):
+        return "cpu"
+    if trains_only:
+        return "cuda"
+    raise ConfigError(
+        "this cluster has GPUs, and engines on GPUs are not built yet; give --device cpu to run on "
+        "its CPUs all the same"
+    )

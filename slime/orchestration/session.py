@@ -65,7 +65,7 @@ class Session:
         self._rollouts_per_epoch: int | None = None
         slots = count_slots(config, trains=self._trains, rolls=self._rolls)
         connect(config, slots.train + slots.rollout)
-        device = resolve_device(config)
+        device = resolve_device(config, trains_only=config.debug_train_only)
         placement = make_placement(config, device=device, train=self._trains, rollout=self._rolls)
         make: Any = ray.remote(RolloutManager)
         ranks = data_parallel_size(config) if self._trains else 0

@@ -366,7 +366,7 @@ def test_sft_wants_messages(world: World) -> None:
             {"rollout_num_gpus_per_engine": "12", "rollout_num_gpus": "24"},
             "--rollout-num-gpus-per-engine 12 is neither",
         ),
-        ("--nodes 1", {"device": "auto"}, "the GPU path is not built yet"),
+        ("--nodes 1", {"device": "auto"}, "engines on GPUs are not built yet"),
     ],
 )
 def test_a_cluster_one_does_not_have(

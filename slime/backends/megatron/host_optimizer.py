@@ -8,7 +8,6 @@ Megatron's own class for this flag computes on the host's cores, keeps gradients
 slime's norm does not look, and builds copies of the whole model on the way.
 """
 
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +17,12 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from slime.backends.megatron.host_memory import HostMemory, host_memory_for
+
 # Numbers of one piece: 96 MiB of weights and moments, 2 ms of a PCIe 5 bus.
 _PIECE = 8 * 2**20
 # Pieces on the card at a time: one comes, one is computed, one goes.
 _SLOTS = 3
-# Numbers to which each parameter's part of the host's memory is padded: whole vectors.
-_ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class HostAdam(torch.optim.AdamW):
     """
 
     def __init__(
-        self, groups: list[dict[str, Any]], links: Sequence[Link], memory: "HostMemory"
+        self, groups: list[dict[str, Any]], links: Sequence[Link], memory: HostMemory
     ) -> None:
         self._links = {link.weight: link for link in links}
         self._memory = memory
@@ -169,53 +168,6 @@ def _stream_through(pieces: list[_Piece]) -> None:
     way_out.synchronize()
 
 
-class HostMemory:
-    """fp32 numbers in the host's memory, pinned where there is a card to copy to.
-
-    One allocation, registered with CUDA: torch's own pinned tensors take the next power of two.
-
-    Args:
-        count: of numbers.
-
-    Raises:
-        MemoryError: the host has no such memory, or does not let it be pinned.
-    """
-
-    def __init__(self, count: int) -> None:
-        self._numbers = torch.zeros(count, dtype=torch.float32)
-        self._used = 0
-        if torch.cuda.is_available() and count:
-            _pin(self._numbers)
-            weakref.finalize(self, _unpin, self._numbers)
-
-    def take(self, like: Tensor) -> Tensor:
-        """Zeros of the shape of `like`, which nobody else has."""
-        start, self._used = self._used, self._used + padded_size(like)
-        return self._numbers[start : start + like.numel()].view(like.shape)
-
-
-def padded_size(tensor: Tensor) -> int:
-    """Numbers that a tensor takes of a `HostMemory`."""
-    return tensor.numel() + -tensor.numel() % _ALIGNMENT
-
-
-def _pin(tensor: Tensor) -> None:
-    num_bytes = tensor.numel() * tensor.element_size()
-    cudart: Any = torch.cuda.cudart()
-    code = cudart.cudaHostRegister(tensor.data_ptr(), num_bytes, 0)
-    if int(code):
-        raise MemoryError(
-            f"{num_bytes / 2**30:.1f} GiB of the host's memory for the "
-            f"optimizer could not be pinned (CUDA error {int(code)}); lower "
-            "--optimizer-offload-fraction or spread the model over more ranks."
-        )
-
-
-def _unpin(tensor: Tensor) -> None:
-    cudart: Any = torch.cuda.cudart()
-    cudart.cudaHostUnregister(tensor.data_ptr())
-
-
 class HostedOptimizer(DistributedOptimizer):
     """Megatron's distributed optimizer whose fp32 weights may be on the host.
 
@@ -234,7 +186,7 @@ class HostedOptimizer(DistributedOptimizer):
         handles: list[Tensor] = [handle for group in groups for handle in group["params"]]
         targets = dict(_half_precision_shards(stock))
         moved = _first(handles, fraction)
-        memory = HostMemory(3 * sum(padded_size(handle) for handle in moved))
+        memory = host_memory_for(moved, copies=3)
         hosts = {handle: memory.take(handle) for handle in moved}
         links = [
             Link(
@@ -250,11 +202,11 @@ class HostedOptimizer(DistributedOptimizer):
         for link in links:
             if link.is_hosted:
                 _leave_device(link, has_own_memory=link.handle in targets)
-            take = memory.take if link.is_hosted else torch.zeros_like
+            take = memory.take if link.is_hosted else torch.empty_like
             hosted.optimizer.state[link.weight] = {
                 "step": torch.zeros((), dtype=torch.float32),
-                "exp_avg": take(link.weight),
-                "exp_avg_sq": take(link.weight),
+                "exp_avg": take(link.weight).zero_(),
+                "exp_avg_sq": take(link.weight).zero_(),
             }
         return hosted
 

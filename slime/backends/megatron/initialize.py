@@ -23,7 +23,7 @@ _MALLOC_OPTIONS = {-4: 0, -1: 2**31 - 1, -2: 64 * 2**20}
 
 
 def choose_device(config: Config, local_rank: int) -> torch.device:
-    """The device of this rank, made current.
+    """The device of this rank, made current; a launcher may show each rank its own card alone.
 
     Raises:
         ConfigError: --device cuda without CUDA, or --device cpu in a process where Megatron has
@@ -41,7 +41,7 @@ def choose_device(config: Config, local_rank: int) -> torch.device:
         )
     if not has_cuda:
         return torch.device("cpu")
-    device = torch.device("cuda", local_rank)
+    device = torch.device("cuda", local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
 

@@ -16,6 +16,7 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.parallel_state import get_global_memory_buffer
 from torch import Tensor
 
+from slime.backends.megatron.host_memory import HostMemory, host_memory_for
 from slime.backends.megatron.optimizer import gradient_buffers, torch_optimizers
 
 
@@ -42,6 +43,7 @@ class DeviceMemory:
         self._kept: list[_Kept] | None = None
         # The host's side of each storage, made once: pinning takes longer than copying.
         self._host: dict[int, Tensor] = {}
+        self._memory: HostMemory | None = None
 
     @property
     def is_away(self) -> bool:
@@ -58,16 +60,16 @@ class DeviceMemory:
         for tensor in (*self._contents(), *self._gradients()):
             if tensor.untyped_storage().nbytes():
                 storages.setdefault(_key(tensor), tensor)
+        wholes = {key: _bytes_of(tensor.untyped_storage()) for key, tensor in storages.items()}
+        self._make_room({key: whole for key, whole in wholes.items() if key not in scratch})
         self._kept = [
-            _Kept(
-                tensor.untyped_storage(),
-                tensor.untyped_storage().nbytes(),
-                None if key in scratch else self._copy(tensor),
-            )
+            _Kept(tensor.untyped_storage(), len(wholes[key]), self._host.get(key))
             for key, tensor in storages.items()
         ]
-        self._host = {key: copy for key, copy in self._host.items() if key in storages}
+        for key, host in self._host.items():
+            host.copy_(wholes[key], non_blocking=True)
         _synchronize()
+        del wholes
         for kept in self._kept:
             kept.storage.resize_(0)
         # Buffers that sequence parallelism gathers into; made again when they are missing.
@@ -83,8 +85,7 @@ class DeviceMemory:
         """Fill every storage with what it held; gradients are 0. The second call does nothing."""
         for kept in self._kept or []:
             kept.storage.resize_(kept.num_bytes)
-            whole = torch.empty(0, dtype=torch.uint8, device=kept.storage.device)
-            whole.set_(kept.storage)  # pyright: ignore[reportCallIssue, reportArgumentType]
+            whole = _bytes_of(kept.storage)
             if kept.copy is None:
                 whole.zero_()
             else:
@@ -92,15 +93,14 @@ class DeviceMemory:
         _synchronize()
         self._kept = None
 
-    def _copy(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        whole = torch.empty(0, dtype=torch.uint8, device=tensor.device)
-        whole.set_(storage)  # pyright: ignore[reportCallIssue, reportArgumentType]
-        host = self._host.get(_key(tensor))
-        if host is None or host.numel() != storage.nbytes():
-            host = torch.empty(storage.nbytes(), dtype=torch.uint8, pin_memory=tensor.is_cuda)
-            self._host[_key(tensor)] = host
-        return host.copy_(whole, non_blocking=True)
+    def _make_room(self, wholes: dict[int, Tensor]) -> None:
+        """Room on the host for each of these, as it was the last time if they are the same."""
+        if {key: len(host) for key, host in self._host.items()} == {
+            key: len(whole) for key, whole in wholes.items()
+        }:
+            return
+        self._memory = host_memory_for(list(wholes.values()))
+        self._host = {key: self._memory.take(whole) for key, whole in wholes.items()}
 
     def _contents(self) -> Iterator[Tensor]:
         for chunk in self._model:
@@ -117,6 +117,12 @@ class DeviceMemory:
         for chunk in self._model:
             for buffer in gradient_buffers(chunk):
                 yield buffer.grad_data
+
+
+def _bytes_of(storage: torch.UntypedStorage) -> Tensor:
+    """All of a storage as [bytes] uint8."""
+    whole = torch.empty(0, dtype=torch.uint8, device=storage.device)
+    return whole.set_(storage)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 def _key(tensor: Tensor) -> int:

@@ -60,17 +60,19 @@ def _make_groups(world: dist.ProcessGroup, **sizes: Any) -> None:
         parallel_state.destroy_model_parallel()
     known = _all_groups()
     while _made:
+        # In the same order on all ranks: NCCL's communicators end together.
         group = _made.pop()
         if group in known:  # else the default group was destroyed, and all others with it
             dist.destroy_process_group(group)
     before = _all_groups()
     parallel_state.initialize_model_parallel(create_gloo_process_groups=False, **sizes)
-    _made.extend(_all_groups() - before)
+    _made.extend(group for group in _all_groups() if group not in before)
 
 
-def _all_groups() -> set[dist.ProcessGroup]:
+def _all_groups() -> list[dist.ProcessGroup]:
+    """Those of this process, in the order in which they were made."""
     registry: Any = dist.distributed_c10d
-    return set(registry._world.pg_map)
+    return list(registry._world.pg_map)
 
 
 def dp_group() -> dist.ProcessGroup:

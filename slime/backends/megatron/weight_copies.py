@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from slime.backends.megatron.host_memory import HostMemory, host_memory_for
 from slime.backends.megatron.named_weights import global_weights
 from slime.training.interface import ModelTag
 
@@ -21,6 +22,7 @@ class WeightCopies:
         self._parameters = [weight for _, weight in global_weights(model)]
         self._copies: dict[ModelTag, list[Tensor]] = {}
         self._live_backup: list[Tensor] | None = None
+        self._memories: list[HostMemory] = []
 
     def __contains__(self, tag: ModelTag) -> bool:
         return tag in self._copies
@@ -62,10 +64,9 @@ class WeightCopies:
             parameter.data = tensor
 
     def _empty_copy(self) -> list[Tensor]:
-        return [
-            torch.empty(p.shape, dtype=p.dtype, device="cpu", pin_memory=p.is_cuda)
-            for p in self._parameters
-        ]
+        memory = host_memory_for(self._parameters)
+        self._memories.append(memory)
+        return [memory.take(parameter) for parameter in self._parameters]
 
     @staticmethod
     @torch.no_grad()

@@ -73,6 +73,15 @@ from slime.errors import ConfigError
         ({"save_interval": "5"}, "--save-interval 5 needs --save"),
         ({"eval_interval": "5"}, "--eval-interval 5 needs data"),
         ({"bf16": "", "fp16": ""}, "fp16"),
+        ({"device": "cuda"}, "--device cuda: .* engines beside it do not yet"),
+        (
+            {"use_precision_aware_optimizer": ""},
+            "--use-precision-aware-optimizer without --optimizer-cpu-offload",
+        ),
+        (
+            {"optimizer_cpu_offload": "", "optimizer_offload_fraction": "1.5"},
+            "--optimizer-offload-fraction 1.5 is no share",
+        ),
         ({"hf_checkpoint": None}, "--hf-checkpoint is missing"),
         ({"hf_checkpoint": "/nowhere"}, r"there is no config\.json"),
         ({"ref_load": "/nowhere"}, "--ref-load /nowhere: neither"),
