@@ -76,6 +76,9 @@ def join_process_group(
     if _is_loopback(master_addr) and sys.platform == "linux":
         # Gloo listens at the address of the host's name, which is often one that others reach.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if device.type == "cuda":
+        # Else each communicator takes its memory in pieces of 2 MiB, and Megatron makes some twenty.
+        os.environ.setdefault("NCCL_CUMEM_ENABLE", "0")
     timeout = timedelta(minutes=config.distributed_timeout_minutes)
     dist.init_process_group(
         backend="nccl" if device.type == "cuda" else "gloo",

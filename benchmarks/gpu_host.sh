@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# Tests and figures of the trainer on a host with 1, 2 or 4 cards, in stages of at most eight minutes.
+#
+#     OUT=runs/gpu bash benchmarks/gpu_host.sh 2            # every stage that has not ended yet
+#     OUT=runs/gpu bash benchmarks/gpu_host.sh 2 tests_parallel steps_glm4
+#
+# Each stage leaves NAME.log, and NAME.jsonl if it has figures, in $OUT; NAME.done says that it ended well, and it
+# is then left out. PYTHON names an interpreter that has torch, Megatron-Core, transformers and pytest.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cards=${1:?how many cards: 1, 2 or 4}
+shift
+out=${OUT:-runs/gpu}
+python=${PYTHON:-python3}
+limit=${STAGE_LIMIT_S:-480}
+mkdir -p "$out"
+export PYTHONPATH="$PWD:$PWD/tests${PYTHONPATH:+:$PYTHONPATH}" OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1
+export SLIME_TEST_DEVICE=cuda
+
+backends=tests/unit/backends/megatron
+tp2="--tensor-model-parallel-size 2 --sequence-parallel"
+overlap="--overlap-grad-reduce --overlap-param-gather"
+host="--optimizer-cpu-offload --use-precision-aware-optimizer"
+full="--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
+
+tests() { timeout "$limit" "$python" -m pytest -p no:cacheprovider -q --durations=5 "$@"; }
+steps() { timeout "$limit" "$python" benchmarks/train_step.py --gpus "$cards" --limit-s 120 "$@"; }
+experts() { NCCL_MIN_P2P_NCHANNELS=32 NCCL_MAX_P2P_NCHANNELS=32 steps --model qwen3-30b-a3b "$@"; }
+
+stage() {
+  case $1 in
+    tests_kernels) tests -m gpu1 tests/gpu --ignore tests/gpu/test_trainer.py ;;
+    tests_trainer) tests -m gpu1 tests/gpu/test_trainer.py ;;
+    tests_suites) tests -m trainer "$backends" ;;
+    tests_parallel) tests tests/invariance/test_parallel.py ;;
+    tests_features) tests tests/invariance/test_feature_layouts.py tests/invariance/test_trainer_dp.py ;;
+    tests_cuts) tests tests/invariance/test_packing.py tests/invariance/test_resharding.py ;;
+    tests_bf16) tests -m "gpu2 or gpu4" tests/gpu ;;
+    log_probs) timeout "$limit" "$python" benchmarks/linear_log_probs.py ;;
+    sleep) timeout "$limit" "$python" benchmarks/sleep.py --gpus "$cards" ;;
+    steps_qwen3_4b)
+      case $cards in
+        1) steps --model qwen3-4b --samples 16 ;;
+        *) steps --model qwen3-4b --samples $((16 * cards)) --max-tokens 12288 --words "$overlap" ;;
+      esac ;;
+    steps_qwen3_4b_tp2) steps --model qwen3-4b --samples $((16 * cards)) --max-tokens 24576 --words "$tp2 $overlap" ;;
+    steps_qwen3_4b_host) steps --model qwen3-4b --samples 16 --steps 5 --words "$host" ;;
+    steps_qwen3_4b_te) steps --model qwen3-4b --samples 16 --words "--transformer-impl transformer_engine" ;;
+    steps_glm4) steps --model glm4-9b --samples $((8 * cards)) --max-tokens 16384 --words "$tp2" ;;
+    steps_experts)
+      experts --layers 16 --samples $((32 * cards)) --max-tokens $((cards == 2 ? 20480 : 24576)) \
+        --words "--expert-model-parallel-size $cards $overlap" ;;
+    steps_experts_whole)
+      # Two hosts' cards have room for the gradients of all layers, but their host has none for Adam.
+      local adam="$host" only=""
+      [ "$cards" = 2 ] && adam="" only=--forward-backward
+      experts --samples $((16 * cards)) --max-tokens 16384 --steps 5 --warmup 1 $only \
+        --words "--expert-model-parallel-size $cards $full $adam" ;;
+    *) echo "no such stage: $1"; return 2 ;;
+  esac
+}
+
+case $cards in
+  1) all=(tests_kernels tests_trainer tests_suites log_probs sleep steps_qwen3_4b steps_qwen3_4b_host) ;;
+  2) all=(tests_parallel tests_features tests_cuts tests_bf16 sleep steps_qwen3_4b steps_qwen3_4b_tp2 steps_glm4
+    steps_experts steps_experts_whole) ;;
+  4) all=(tests_parallel tests_bf16 steps_qwen3_4b steps_qwen3_4b_tp2 steps_glm4 steps_experts steps_experts_whole) ;;
+  *) echo "1, 2 or 4 cards, not $cards"; exit 2 ;;
+esac
+if python3 -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("transformer_engine") is None)'; then
+  [ "$cards" = 1 ] && all+=(steps_qwen3_4b_te)
+fi
+[ $# -gt 0 ] && all=("$@")
+
+failed=0
+for name in "${all[@]}"; do
+  [ -e "$out/$name.done" ] && continue
+  start=$SECONDS
+  if stage "$name" >"$out/$name.log" 2>&1; then touch "$out/$name.done"; status=ended; else status=FAILED failed=1; fi
+  grep -h '^{' "$out/$name.log" >"$out/$name.jsonl" || rm -f "$out/$name.jsonl"
+  printf '%s: %s after %s s: %s\n' "$name" "$status" "$((SECONDS - start))" "$(tail -n 1 "$out/$name.log" | cut -c1-300)"
+done
+exit "$failed"
