@@ -14,6 +14,7 @@ usage: slime COMMAND ...
   train-async ...  the same as python train_async.py ...
   ledger RUN       prove that no sample of a run was lost, doubled or trained twice
   check ...        judge the flags of train.py without starting anything; check --help tells more
+  model-args DIR   the model's flags, from the config.json of a Hugging Face folder
   report RUN ...   write one HTML page that shows a run, or compares several
   flags            the state of every flag; --markdown and --json write docs and the frozen list
 """
@@ -37,6 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from slime.cli.ledger import show_ledger
 
         return show_ledger(rest)
+    if command == "model-args":
+        from slime.cli.model_args import show_model_args
+
+        return show_model_args(rest)
     if command == "report":
         from slime.cli.report import report
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from support.config_argv import base_argv
+from support.published_configs import MODEL_SCRIPTS as PUBLISHED
 
+from slime.checkpoint.convert import megatron_flags_from_hf
 from slime.cli.parse import load_config, parse
 from slime.config.foreign import megatron_values
 from slime.config.index import command_line_index
@@ -60,8 +62,32 @@ def test_model_args_are_accepted(script: Path) -> None:
     assert "--num-attention-heads" in parse(model_args(script)).megatron_argv
 
 
-def test_there_are_model_scripts() -> None:
-    assert MODEL_SCRIPTS
+def test_every_script_has_the_flags_of_its_published_config() -> None:
+    assert [script.stem for script in MODEL_SCRIPTS] == sorted(PUBLISHED)
+    for script in MODEL_SCRIPTS:
+        assert model_args(script) == megatron_flags_from_hf(PUBLISHED[script.stem]), script.stem
+
+
+@pytest.mark.parametrize(
+    ("name", "variable", "value", "expected"),
+    [
+        ("qwen3-4B", "MODEL_ARGS_ROTARY_BASE", "5000000", ["--rotary-base 5000000"]),
+        ("qwen3-30B-A3B", "MODEL_ARGS_ROTARY_BASE", "10", ["--rotary-base 10"]),
+        (
+            "deepseek-v3",
+            "MODEL_ARGS_NUM_LAYERS",
+            "5",
+            ["--num-layers 5", "--moe-layer-freq [0]*3+[1]*2"],
+        ),
+    ],
+)
+def test_what_a_variable_replaces(
+    name: str, variable: str, value: str, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    words = " ".join(model_args(ROOT / "scripts" / "models" / f"{name}.sh"))
+    for flag in expected:
+        assert f"{flag} " in words
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -143,3 +143,105 @@ MOONLIGHT: dict[str, Any] = DEEPSEEK_R1 | {
     "routed_scaling_factor": 2.446,
     "num_nextn_predict_layers": 0,
 }
+
+_QWEN3_DENSE: dict[str, Any] = _USUAL | {
+    "model_type": "qwen3",
+    "head_dim": 128,
+    "num_key_value_heads": 8,
+    "vocab_size": 151936,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000,
+    "use_sliding_window": False,
+    "tie_word_embeddings": True,
+}
+QWEN3_06B: dict[str, Any] = _QWEN3_DENSE | {
+    "num_hidden_layers": 28,
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_attention_heads": 16,
+}
+QWEN3_17B: dict[str, Any] = QWEN3_06B | {"hidden_size": 2048, "intermediate_size": 6144}
+QWEN3_4B: dict[str, Any] = _QWEN3_DENSE | {
+    "num_hidden_layers": 36,
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_attention_heads": 32,
+}
+QWEN3_8B: dict[str, Any] = QWEN3_4B | {
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "tie_word_embeddings": False,
+}
+
+QWEN25_05B: dict[str, Any] = _USUAL | {
+    "model_type": "qwen2",
+    "num_hidden_layers": 24,
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "vocab_size": 151936,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "use_sliding_window": False,
+    "tie_word_embeddings": True,
+}
+del QWEN25_05B["attention_bias"]  # Qwen2 has biases, and no key that says so
+QWEN25_7B: dict[str, Any] = QWEN25_05B | {
+    "num_hidden_layers": 28,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+    "tie_word_embeddings": False,
+}
+
+LLAMA31_8B: dict[str, Any] = _USUAL | {
+    "model_type": "llama",
+    "num_hidden_layers": 32,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 500000.0,
+    "rope_scaling": {
+        "factor": 8.0,
+        "high_freq_factor": 4.0,
+        "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+}
+SMOLLM2_135M: dict[str, Any] = _USUAL | {
+    "model_type": "llama",
+    "num_hidden_layers": 30,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 100000,
+    "tie_word_embeddings": True,
+}
+
+# Name of the file in scripts/models -> its model.
+MODEL_SCRIPTS: dict[str, dict[str, Any]] = {
+    "deepseek-v3": DEEPSEEK_R1,
+    "glm4-9B": GLM4_9B,
+    "glm4.5-106B-A12B": GLM45_AIR,
+    "glm4.5-355B-A32B": GLM45_355B,
+    "llama3.1-8B": LLAMA31_8B,
+    "moonlight": MOONLIGHT,
+    "qwen2.5-0.5B": QWEN25_05B,
+    "qwen2.5-7B": QWEN25_7B,
+    "qwen3-0.6B": QWEN3_06B,
+    "qwen3-1.7B": QWEN3_17B,
+    "qwen3-30B-A3B": QWEN3_30B_A3B,
+    "qwen3-4B": QWEN3_4B,
+    "qwen3-8B": QWEN3_8B,
+    "smollm2-135M": SMOLLM2_135M,
+}

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import functools
-import importlib.util
 import io
 import logging
 import os
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, cast
 
 import torch
+from megatron.core.extensions.transformer_engine import HAVE_TE
 from megatron.training.arguments import add_megatron_arguments, validate_args
 
 from slime.backends.megatron.stock import without_warnings
@@ -178,10 +178,10 @@ def _choose_layers(args: argparse.Namespace, device: torch.device) -> None:
             "--transformer-impl transformer_engine: latent attention of packs is slime's own; leave "
             "the flag out."
         )
-    if device.type == "cpu" or importlib.util.find_spec("transformer_engine") is None:
+    if device.type == "cpu" or not HAVE_TE:
         logger.warning(
             "--transformer-impl transformer_engine, but %s: slime's own layers are used",
-            "there is no GPU" if device.type == "cpu" else "TransformerEngine is not installed",
+            "there is no GPU" if device.type == "cpu" else "there is no TransformerEngine",
         )
         args.transformer_impl = "local"
     elif not args.bf16:

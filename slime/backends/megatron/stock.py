@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from slime.backends.megatron import cpu, gradient_accumulation
+from slime.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 # What the backend will use, imported while other processes still start.
 _MODULES = (
@@ -47,6 +50,23 @@ def load_megatron() -> None:
             importlib.import_module(name)
 
 
+def _import_transformer_engine() -> None:
+    """Before Megatron does, whose message would be about something else.
+
+    Raises:
+        ConfigError: the package is there and broken, as one without its compiled part.
+    """
+    try:
+        importlib.import_module("transformer_engine.pytorch")
+    except ImportError as error:  # Megatron does without it then
+        logger.warning("transformer_engine is installed but cannot be imported: %s", error)
+    except (RuntimeError, OSError) as error:
+        raise ConfigError(
+            f"transformer_engine is installed but cannot be imported ({error}), and Megatron would "
+            "stop at that: repair it or uninstall it; slime does not need it."
+        ) from error
+
+
 @contextlib.contextmanager
 def _torchs_adam() -> Iterator[None]:
     """In the block Megatron finds no optimizer of TransformerEngine or Apex, installed or not.
@@ -55,7 +75,7 @@ def _torchs_adam() -> Iterator[None]:
     installed, and so would the bits of a step.
     """
     if importlib.util.find_spec("transformer_engine") is not None:
-        importlib.import_module("transformer_engine.pytorch")  # imports its optimizers itself
+        _import_transformer_engine()  # which imports its optimizers itself
     modules: dict[str, Any] = sys.modules
     before = {name: modules[name] for name in _OTHER_OPTIMIZERS if name in modules}
     modules |= dict.fromkeys(_OTHER_OPTIMIZERS)  # None: their import fails

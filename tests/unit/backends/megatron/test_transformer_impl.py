@@ -45,6 +45,17 @@ def test_megatron_takes_torchs_adam_whatever_is_installed() -> None:
     assert not distrib_optimizer.HAVE_APEX_OR_TE
 
 
+def test_a_broken_transformer_engine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from slime.backends.megatron import stock
+
+    def fail(name: str) -> None:
+        raise RuntimeError("no compiled part")
+
+    monkeypatch.setattr(stock.importlib, "import_module", fail)
+    with pytest.raises(ConfigError, match=r"cannot be imported \(no compiled part.*uninstall it"):
+        stock._import_transformer_engine()
+
+
 def test_the_import_hides_optimizers_for_its_time_only(monkeypatch: pytest.MonkeyPatch) -> None:
     from slime.backends.megatron.stock import _torchs_adam
 
