@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
+from slime.checkpoint.block_fp8 import SCALE_SUFFIX, dequantized, is_scale
 from slime.checkpoint.stacked import ExpertPart, is_stack, parts_of_stack
 from slime.errors import CheckpointError
 from slime.observability.disk import write_failure
@@ -32,7 +33,8 @@ class HfFolder:
 
     Use it as a context manager, or call `close`: it holds one open file per shard touched.
     Experts have the names of the published checkpoints, a tensor for each matrix, also where the
-    folder keeps them stacked as transformers 5 does in memory (see `stacked`).
+    folder keeps them stacked as transformers 5 does in memory (see `stacked`). Weights in 8 bits come
+    in bf16, and their scales are no tensors (see `block_fp8`).
 
     Example:
         with HfFolder("/models/Qwen3-4B") as folder:
@@ -68,7 +70,7 @@ class HfFolder:
 
     def names(self) -> tuple[str, ...]:
         """All tensor names, those of stacked experts one by one."""
-        whole = (name for name in self._shard_of if not is_stack(name))
+        whole = (name for name in self._shard_of if not (is_stack(name) or is_scale(name)))
         return (*whole, *self._expert_parts)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -81,14 +83,18 @@ class HfFolder:
         return part.shape if part is not None else self._shape_in_file(name)
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor on the CPU, in the file's dtype.
+        """One tensor on the CPU, in the file's dtype; of 8-bit numbers with scales, bf16.
 
         Raises:
             CheckpointError: no such tensor, or the file is cut short.
         """
         part = self._expert_parts.get(name)
         if part is None:
-            return self._file_of(name).get_tensor(name)
+            found = self._file_of(name).get_tensor(name)
+            scales = f"{name}{SCALE_SUFFIX}"
+            if scales not in self._shard_of:
+                return found
+            return dequantized(name, found, self._file_of(scales).get_tensor(scales))
         return self._file_of(part.stack).get_slice(part.stack)[part.expert, part.rows]
 
     @cached_property
@@ -320,6 +326,8 @@ def _write_config(folder: Path, config: dict[str, Any], dtype: torch.dtype | Non
     # transformers casts to the dtype the config states, so it has to be the one in the files.
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
     stated = {} if dtype is None else {key: str(dtype).removeprefix("torch.")}
+    if dtype is None or dtype.itemsize > 1:  # weights in 8 bits were read as bf16
+        config = {name: value for name, value in config.items() if name != "quantization_config"}
     _write_json(folder / "config.json", config | stated)
 
 

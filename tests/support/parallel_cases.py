@@ -192,6 +192,23 @@ RESHARDS: dict[str, Reshard] = {
 }
 
 
+_MOE_LAYOUTS = {
+    "ep2": _ep(2),
+    "tp2 sp": f"{_tp(2)} {_SP}",
+    "pp2 vpp2": f"{_pp(2)} {_VPP}",
+}
+_DENSE_LAYOUTS = {"tp2": _tp(2), "pp2": _pp(2), "pp2 vpp2": f"{_pp(2)} {_VPP}"}
+# A converted Hugging Face folder, loaded and saved again by two ranks.
+CONVERSIONS: dict[str, Case] = {
+    f"convert {family} {layout}": Case(family, words)
+    for family, layouts in (
+        *((name, _DENSE_LAYOUTS) for name in ("llama", "qwen2", "qwen3", "glm4")),
+        *((name, _MOE_LAYOUTS) for name in ("qwen3_moe", "glm4_moe", "deepseek_v3")),
+    )
+    for layout, words in layouts.items()
+}
+
+
 class Ranks:
     """This process as one of `world_size` ranks, which start trainers one after the other."""
 
@@ -279,6 +296,21 @@ def run_cuts(name: str, ranks: Ranks, folder: Path) -> dict[str, Any]:
     }
 
 
+def run_conversion(name: str, ranks: Ranks, folder: Path) -> dict[str, Any]:
+    """Load what was converted from the model's folder, and save it."""
+    case = CONVERSIONS[name]
+    words = f"--load {released(folder, case.model)} --save {checkpoint_of(folder, name)}"
+    trainer, _ = ranks.start(folder / case.model, f"{case.words} {words} --save-interval 1")
+    first_rollout = trainer.load()
+    trainer.save(0)
+    return {"first_rollout": first_rollout}
+
+
+def released(folder: Path, model: str) -> Path:
+    """Where the checkpoint of a model's Hugging Face folder is."""
+    return folder / f"{model}.released"
+
+
 def checkpoint_of(folder: Path, name: str) -> Path:
     """Where a reshard case saves."""
     return folder / f"{name.replace(' ', '_')}.checkpoint"
@@ -321,6 +353,8 @@ def main() -> None:
         try:
             if name in RESHARDS:
                 content = run_reshard(name, ranks, Path(folder))
+            elif name in CONVERSIONS:
+                content = run_conversion(name, ranks, Path(folder))
             elif name in CUTS:
                 content = run_cuts(name, ranks, Path(folder))
             else:

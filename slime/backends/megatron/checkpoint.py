@@ -52,14 +52,24 @@ logger = logging.getLogger(__name__)
 _RNG_KEY = "rng_state"
 
 
+# Tensors with a row for each token: Megatron pads them to a multiple that follows from the layout.
+_VOCAB_KEYS = ("embedding.word_embeddings.weight", "output_layer.weight")
+
+
 @dataclass(frozen=True)
 class TrainState:
-    """All that a checkpoint holds; `model` are this rank's chunks."""
+    """All that a checkpoint holds.
+
+    Attributes:
+        model: this rank's chunks.
+        vocab_size: tokens there are, without padding.
+    """
 
     model: list[torch.nn.Module]
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
     args: argparse.Namespace
+    vocab_size: int
 
 
 def save_checkpoint(
@@ -125,13 +135,18 @@ def _write_latest(root: Path, rollout_id: int) -> None:
     os.replace(draft, root / LATEST_NAME)
 
 
-def load_model_weights(model: list[torch.nn.Module], source: Source) -> None:
+def load_model_weights(model: list[torch.nn.Module], source: Source, *, vocab_size: int) -> None:
     """The weights of a Megatron checkpoint, of any parallel layout; collective.
+
+    Args:
+        vocab_size: tokens there are; rows beyond are padding, of which each layout has its number.
 
     Raises:
         CheckpointError: it is of another model.
     """
-    _set_weights(model, _load(_sharded_weights(model), source))
+    weights = _sharded_weights(model)
+    _allow_other_padding(weights, source, vocab_size)
+    _set_weights(model, _load(weights, source))
 
 
 def load_train_state(state: TrainState, source: Source, config: Config) -> None:
@@ -143,7 +158,9 @@ def load_train_state(state: TrainState, source: Source, config: Config) -> None:
     Raises:
         CheckpointError: it is of another model, or was saved without optimizer state.
     """
-    content = _sharded_content(state, with_optimizer=not config.no_load_optim, is_loading=True)
+    content = _sharded_content(
+        state, with_optimizer=not config.no_load_optim, is_loading=True, source=source
+    )
     if config.no_load_rng or _has_rng_of_other_ranks(source):
         del content[_RNG_KEY]
     loaded = _load(content, source)
@@ -235,10 +252,12 @@ def _metadata() -> dict[str, Any]:
 
 
 def _sharded_content(
-    state: TrainState, *, with_optimizer: bool, is_loading: bool
+    state: TrainState, *, with_optimizer: bool, is_loading: bool, source: Source | None = None
 ) -> dict[str, Any]:
     metadata = _metadata()
     weights = _sharded_weights(state.model)
+    if source is not None:
+        _allow_other_padding(weights, source, state.vocab_size)
     content: dict[str, Any] = {**weights, _RNG_KEY: _rng_state()}
     if with_optimizer:
         content["optimizer"] = state.optimizer.sharded_state_dict(
@@ -268,6 +287,19 @@ def _sharded_weights(model: list[torch.nn.Module]) -> dict[str, Any]:
             # Megatron would load an embedding of fewer rows and leave the others as they are.
             value.allow_shape_mismatch = False
     return weights
+
+
+def _allow_other_padding(weights: dict[str, Any], source: Source, vocab_size: int) -> None:
+    """Let rows beyond the vocabulary be more or fewer than stored: they are zeros then.
+
+    A stored tensor with fewer rows than there are tokens is of another model, and stays an error.
+    """
+    with _readable_errors(source):
+        stored = TorchDistLoadShardedStrategy().load_tensors_metadata(source.path)
+    for value in nested_values(weights):
+        if isinstance(value, ShardedTensor) and value.key in _VOCAB_KEYS and value.key in stored:
+            rows = stored[value.key].global_shape[0]
+            value.allow_shape_mismatch = min(rows, value.global_shape[0]) >= vocab_size
 
 
 def _set_weights(model: list[torch.nn.Module], loaded: dict[str, Any]) -> None:

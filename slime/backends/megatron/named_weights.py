@@ -21,14 +21,12 @@ from slime.backends.megatron.parallel import (
 from slime.backends.megatron.specs import LayerStyle
 from slime.checkpoint.hf import HfFolder, check_names, write_hf_folder
 from slime.checkpoint.mapping import BoundEntry, Mapping, ModelDims
+from slime.checkpoint.saved_names import FUSED_MLP_NORM, FUSED_QKV_NORM
 from slime.errors import CheckpointError
 
 _LOCAL_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 # With TransformerEngine a norm is part of the projection after it.
-_FUSED_NORMS = {
-    "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
-    "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
-}
+_FUSED_NORMS = {fused: norm for norm, fused in (FUSED_QKV_NORM | FUSED_MLP_NORM).items()}
 # The one buffer that is part of a checkpoint: what balances experts without a loss.
 _EXPERT_BIAS = "router.expert_bias"
 

@@ -39,18 +39,12 @@ from slime.backends.megatron.layers import (
     SwiGLUMLP,
 )
 from slime.backends.megatron.mla import PackedMLA, mla_submodules
-
-# Names on disk are those of the fused layers of TransformerEngine, as in stock specs.
-_FUSED_QKV_NORM = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
-_FUSED_MLP_NORM = {"pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"}
-_FUSED_MLA_NORMS = {
-    "self_attention.q_layernorm.": "self_attention.linear_q_up_proj.layer_norm_",
-    "self_attention.kv_layernorm.": "self_attention.linear_kv_up_proj.layer_norm_",
-}
-_POST_NORMS = {
-    "self_attention.linear_proj.post_layernorm.": "post_self_attn_layernorm.",
-    "mlp.linear_fc2.post_layernorm.": "post_mlp_layernorm.",
-}
+from slime.checkpoint.saved_names import (
+    FUSED_MLA_NORMS,
+    FUSED_MLP_NORM,
+    FUSED_QKV_NORM,
+    POST_NORMS,
+)
 
 
 @dataclass(frozen=True)
@@ -140,13 +134,13 @@ def _layer_spec(
     is_fused = parts.norm_and_column is not None
     names: dict[str, str] = {}
     if is_mla:
-        names |= _FUSED_MLA_NORMS
+        names |= FUSED_MLA_NORMS
     elif not is_fused:
-        names |= _FUSED_QKV_NORM
+        names |= FUSED_QKV_NORM
     if not (has_experts or is_fused):
-        names |= _FUSED_MLP_NORM
+        names |= FUSED_MLP_NORM
     if style.has_post_norms:
-        names |= _POST_NORMS
+        names |= POST_NORMS
     return ModuleSpec(
         module=LastLayer if is_last else TransformerLayer,
         submodules=TransformerLayerSubmodules(

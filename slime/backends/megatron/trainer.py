@@ -170,7 +170,13 @@ class MegatronTrainer:
 
     @property
     def _state(self) -> TrainState:
-        return TrainState(self._bare, self._optimizer, self._scheduler, self._args)
+        return TrainState(
+            self._bare, self._optimizer, self._scheduler, self._args, self._vocab_size
+        )
+
+    @property
+    def _vocab_size(self) -> int:
+        return self._architecture.dims.vocab_size
 
     # Loading and saving
 
@@ -218,7 +224,7 @@ class MegatronTrainer:
             besides = {HEAD_NAME} if self._is_critic else ()
             load_hf(self._bare, self._architecture, source.path, besides=besides)
         else:
-            load_model_weights(self._bare, source)
+            load_model_weights(self._bare, source, vocab_size=self._vocab_size)
 
     @without_warnings()
     def save(self, rollout_id: int) -> None:

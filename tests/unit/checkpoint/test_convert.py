@@ -1,48 +1,16 @@
 """MODEL_ARGS from a config.json, and the check of one against the other."""
 
-import os
-import subprocess
 from argparse import Namespace
-from pathlib import Path
 from typing import Any
 
 import pytest
+from support.published_configs import MODEL_SCRIPTS
 
 from slime.checkpoint.convert import check_hf_against_flags, megatron_flags_from_hf
 from slime.config.foreign import megatron_values
 from slime.errors import ConfigError
 
-SCRIPTS = Path(__file__).parents[3] / "scripts" / "models"
-
-
-def _qwen3(layers: int, hidden: int, heads: int, ffn: int, tied: bool) -> dict[str, Any]:
-    return {
-        "model_type": "qwen3",
-        "num_hidden_layers": layers,
-        "hidden_size": hidden,
-        "num_attention_heads": heads,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "intermediate_size": ffn,
-        "vocab_size": 151936,
-        "rms_norm_eps": 1e-06,
-        "rope_theta": 1000000,
-        "rope_scaling": None,
-        "tie_word_embeddings": tied,
-        "attention_bias": False,
-        "hidden_act": "silu",
-        "sliding_window": None,
-        "use_sliding_window": False,
-    }
-
-
-# From the published config.json files.
-QWEN3 = {
-    "qwen3-0.6B": _qwen3(28, 1024, 16, 3072, True),
-    "qwen3-1.7B": _qwen3(28, 2048, 16, 6144, True),
-    "qwen3-4B": _qwen3(36, 2560, 32, 9728, True),
-    "qwen3-8B": _qwen3(36, 4096, 32, 12288, False),
-}
+QWEN3 = {name: MODEL_SCRIPTS[name] for name in ("qwen3-0.6B", "qwen3-1.7B", "qwen3-4B", "qwen3-8B")}
 QWEN25_05B = QWEN3["qwen3-0.6B"] | {
     "model_type": "qwen2",
     "num_hidden_layers": 24,
@@ -73,14 +41,6 @@ LLAMA31_8B: dict[str, Any] = {
 }
 
 
-def _model_args(script: Path, **env: str) -> list[str]:
-    """MODEL_ARGS as bash sees them after sourcing the script."""
-    command = ["bash", "-euc", 'source "$1"; printf "%s\\n" "${MODEL_ARGS[@]}"', "-", str(script)]
-    clean = {k: v for k, v in os.environ.items() if k != "MODEL_ARGS_ROTARY_BASE"}
-    out = subprocess.run(command, capture_output=True, text=True, check=True, env=clean | env)
-    return out.stdout.splitlines()
-
-
 def _namespace(config: dict[str, Any], **changes: Any) -> Namespace:
     """What Megatron's parser makes of the flags; the trainer's tests use the real one."""
     given: dict[str, Any] = {
@@ -106,20 +66,6 @@ def _namespace(config: dict[str, Any], **changes: Any) -> Namespace:
         "untie_embeddings_and_output_weights": not config["tie_word_embeddings"],
     }
     return Namespace(**megatron_values(()) | given | changes)
-
-
-def test_every_script_of_a_model_is_checked() -> None:
-    assert {path.stem for path in SCRIPTS.glob("qwen3-*B.sh")} == set(QWEN3)
-
-
-@pytest.mark.parametrize("name", QWEN3)
-def test_script_has_the_flags_of_the_published_config(name: str) -> None:
-    assert _model_args(SCRIPTS / f"{name}.sh") == megatron_flags_from_hf(QWEN3[name])
-
-
-def test_rotary_base_of_a_script_can_be_replaced() -> None:
-    flags = _model_args(SCRIPTS / "qwen3-4B.sh", MODEL_ARGS_ROTARY_BASE="5000000")
-    assert flags[flags.index("--rotary-base") + 1] == "5000000"
 
 
 def test_qwen3_4b_has_the_documented_flags() -> None:

@@ -1,0 +1,75 @@
+"""The names of a model's tensors in Megatron checkpoints, which are not those of its parameters.
+
+Stock specs give a norm the name it has where it is part of the projection after it. Of a model whose
+layers are all alike, the tensors of one name are one tensor with the layers as its first axis; of one
+with experts each layer has names of its own.
+"""
+
+import re
+from dataclasses import dataclass
+
+from slime.checkpoint.dims import ModelDims
+
+FUSED_QKV_NORM = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
+FUSED_MLP_NORM = {"pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"}
+FUSED_MLA_NORMS = {
+    "self_attention.q_layernorm.": "self_attention.linear_q_up_proj.layer_norm_",
+    "self_attention.kv_layernorm.": "self_attention.linear_kv_up_proj.layer_norm_",
+}
+POST_NORMS = {
+    "self_attention.linear_proj.post_layernorm.": "post_self_attn_layernorm.",
+    "mlp.linear_fc2.post_layernorm.": "post_mlp_layernorm.",
+}
+# Of a layer's experts gate and up are saved apart, so that any cut of them can be loaded.
+GATE_UP_STACK = "mlp.experts.weight1"
+GATE_UP_PARTS = ("gate", "up")
+
+_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor is in a checkpoint.
+
+    Attributes:
+        key: its name there.
+        layer: its index along the first axis, where the layers share a tensor; else None.
+        num_layers: the length of that axis.
+    """
+
+    key: str
+    layer: int | None = None
+    num_layers: int = 1
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The whole shape there of a tensor of this shape."""
+        return shape if self.layer is None else (self.num_layers, *shape)
+
+    def offsets(self, offsets: tuple[int, ...]) -> tuple[int, ...]:
+        """Where a part of the tensor stands there."""
+        return offsets if self.layer is None else (self.layer, *offsets)
+
+    def sizes(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        """The size there of a part of this size."""
+        return sizes if self.layer is None else (1, *sizes)
+
+
+def saved_place(name: str, dims: ModelDims) -> Place:
+    """The place of the parameter with this global Megatron name."""
+    found = _LAYER.fullmatch(name)
+    if found is None:
+        return Place(name)
+    index, inner = int(found[1]), _renamed(found[2], dims, int(found[1]))
+    if dims.moe is not None:
+        return Place(f"decoder.layers.{index}.{inner}")
+    return Place(f"decoder.layers.{inner}", index, dims.num_layers)
+
+
+def _renamed(name: str, dims: ModelDims, index: int) -> str:
+    renames = dict(POST_NORMS) | (FUSED_MLA_NORMS if dims.mla is not None else FUSED_QKV_NORM)
+    if not dims.is_moe_layer(index):
+        renames |= FUSED_MLP_NORM
+    for prefix, other in renames.items():
+        if name.startswith(prefix):
+            return other + name.removeprefix(prefix)
+    return name

@@ -1,0 +1,112 @@
+"""The conversion tools as they are typed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from support.tiny_families import make_tiny_family
+
+from slime.checkpoint.convert import megatron_flags_from_hf
+from slime.checkpoint.hf import HfFolder, read_hf_config
+from slime.checkpoint.torch_dist import TorchDistFolder
+from slime.cli.convert import parse_size, run_hf_to_torch_dist, run_torch_dist_to_hf
+from slime.errors import ConfigError
+
+ROOT = Path(__file__).parents[3]
+VOCAB = 106
+EMBEDDING = "embedding.word_embeddings.weight"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "qwen3"
+    return Path(make_tiny_family(folder, "qwen3", vocab_size=VOCAB))
+
+
+def rows(saved: Path) -> int:
+    return TorchDistFolder(saved / "release").shapes()[EMBEDDING][0]
+
+
+def test_model_args_pad_the_vocabulary_as_megatron_does(model: Path, tmp_path: Path) -> None:
+    words = megatron_flags_from_hf(read_hf_config(model))
+    base = ["--hf-checkpoint", str(model), "--save"]
+    assert run_hf_to_torch_dist([*base, str(tmp_path / "a"), *words]) == 0
+    assert rows(tmp_path / "a") == 128
+    multiple = ["--make-vocab-size-divisible-by", "10"]
+    assert run_hf_to_torch_dist([*base, str(tmp_path / "b"), *words, *multiple]) == 0
+    assert rows(tmp_path / "b") == 110
+    assert run_hf_to_torch_dist([*base, str(tmp_path / "c"), "--padded-vocab-size", "120"]) == 0
+    assert rows(tmp_path / "c") == 120
+    assert run_hf_to_torch_dist([*base, str(tmp_path / "d")]) == 0
+    assert rows(tmp_path / "d") == VOCAB
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--num-layers", "7"], "--num-layers: flags say 7, config.json 4"),
+        (["--nun-layers", "4"], "--nun-layers"),
+        (["--padded-vocab-size", "3"], "cannot hold the checkpoint's 106 tokens"),
+    ],
+)
+def test_words_that_do_not_fit_are_named(
+    words: list[str],
+    message: str,
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = megatron_flags_from_hf(read_hf_config(model)) if "layers" in words[0] else []
+    argv = ["--hf-checkpoint", str(model), "--save", str(tmp_path / "out"), *given, *words]
+    assert run_hf_to_torch_dist(argv) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out" / "release").exists()
+
+
+@pytest.mark.parametrize("run", [run_hf_to_torch_dist, run_torch_dist_to_hf])
+def test_missing_words_are_named(run: object, capsys: pytest.CaptureFixture[str]) -> None:
+    assert callable(run)
+    assert run([]) == 1
+    assert "required" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "size"),
+    [("5GiB", 5 * 2**30), ("500MB", 500 * 10**6), ("1.5kb", 1500), ("12", 12), ("7B", 7)],
+)
+def test_sizes(words: str, size: int) -> None:
+    assert parse_size(words) == size
+
+
+@pytest.mark.parametrize("words", ["5 elephants", "GiB", "5TiB", ""])
+def test_what_is_no_size_is_named(words: str) -> None:
+    with pytest.raises(ConfigError, match="is no size"):
+        parse_size(words)
+
+
+def test_the_scripts_convert_there_under_torchrun_and_back(model: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    torchrun = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+        *("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--local-addr", "127.0.0.1"),
+    ]
+    tool = [str(ROOT / "tools" / "convert_hf_to_torch_dist.py"), "--hf-checkpoint", str(model)]
+    command = [*torchrun, *tool, "--save", str(tmp_path / "saved")]
+    subprocess.run(command, env=environment, cwd=ROOT, check=True, timeout=120)
+    back = [
+        *(sys.executable, str(ROOT / "tools" / "convert_torch_dist_to_hf.py")),
+        *("--input-dir", str(tmp_path / "saved"), "--output-dir", str(tmp_path / "back")),
+        *("--origin-hf-dir", str(model), "--chunk-size", "100KB"),
+    ]
+    done = subprocess.run(
+        back, env=environment, cwd=ROOT, check=True, timeout=120, capture_output=True, text=True
+    )
+    assert "back: written" in done.stderr
+    with HfFolder(model) as expected, HfFolder(tmp_path / "back") as found:
+        assert set(found.names()) == set(expected.names())
+        for name in expected.names():
+            assert torch.equal(found.tensor(name), expected.tensor(name)), name
+    assert len(list((tmp_path / "back").glob("*.safetensors"))) > 3
