@@ -1,8 +1,10 @@
 """Hugging Face folders: safetensors read tensor by tensor, and written as a stream of shards."""
 
+import contextlib
 import json
 import os
 import shutil
+from collections import OrderedDict
 from collections.abc import Collection, Iterable
 from contextlib import ExitStack
 from functools import cached_property
@@ -12,10 +14,10 @@ from typing import Any, Self, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from slime.checkpoint.block_fp8 import SCALE_SUFFIX, dequantized, is_scale
+from slime.checkpoint.safetensors_file import SafetensorsFile
 from slime.checkpoint.stacked import ExpertPart, is_stack, parts_of_stack
 from slime.errors import CheckpointError
 from slime.observability.disk import write_failure
@@ -24,6 +26,10 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 MAX_SHARD_BYTES = 5 * 1024**3
 
+# Pages of an open file count as memory of this process once they are read: only a few files stay
+# open, and one of which much was read is opened anew.
+_MAX_OPEN_FILES = 3
+_MAX_MAPPED_BYTES = 2**30
 # What a model folder holds besides weights: config, tokenizer, templates, custom code.
 _COMPANION_SUFFIXES = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".py"}
 
@@ -31,7 +37,7 @@ _COMPANION_SUFFIXES = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".py"}
 class HfFolder:
     """A Hugging Face model folder, read-only. Tensors come from memory-mapped files, one at a time.
 
-    Use it as a context manager, or call `close`: it holds one open file per shard touched.
+    Use it as a context manager, or call `close`: it holds the last few files it has read open.
     Experts have the names of the published checkpoints, a tensor for each matrix, also where the
     folder keeps them stacked as transformers 5 does in memory (see `stacked`). Weights in 8 bits come
     in bf16, and their scales are no tensors (see `block_fp8`).
@@ -49,8 +55,8 @@ class HfFolder:
         """
         self.path = Path(path)
         self.config = read_hf_config(self.path)
-        self._files = ExitStack()
-        self._open: dict[str, Any] = {}
+        self._open: OrderedDict[str, tuple[Any, ExitStack]] = OrderedDict()
+        self._mapped: dict[str, int] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -65,8 +71,13 @@ class HfFolder:
 
     def close(self) -> None:
         """Close the files; tensors already read stay valid."""
-        self._open.clear()
-        self._files.close()
+        for shard in list(self._open):
+            self._close(shard)
+
+    def _close(self, shard: str) -> None:
+        _, file = self._open.pop(shard)
+        self._mapped.pop(shard, None)
+        file.close()
 
     def names(self) -> tuple[str, ...]:
         """All tensor names, those of stacked experts one by one."""
@@ -89,13 +100,23 @@ class HfFolder:
             CheckpointError: no such tensor, or the file is cut short.
         """
         part = self._expert_parts.get(name)
-        if part is None:
-            found = self._file_of(name).get_tensor(name)
-            scales = f"{name}{SCALE_SUFFIX}"
-            if scales not in self._shard_of:
-                return found
-            return dequantized(name, found, self._file_of(scales).get_tensor(scales))
-        return self._file_of(part.stack).get_slice(part.stack)[part.expert, part.rows]
+        if part is not None:
+            found: Tensor = self._file_of(part.stack).get_slice(part.stack)[part.expert, part.rows]
+            self._count(part.stack, found)
+            return found
+        found = self._file_of(name).get_tensor(name)
+        self._count(name, found)
+        scales = f"{name}{SCALE_SUFFIX}"
+        if scales not in self._shard_of:
+            return found
+        return dequantized(name, found, self._file_of(scales).get_tensor(scales))
+
+    def _count(self, name: str, found: Tensor) -> None:
+        """Note what was read of a file, and let go of one of which it was much."""
+        shard = self._shard_of[name]
+        self._mapped[shard] = self._mapped.get(shard, 0) + found.nbytes
+        if self._mapped[shard] > _MAX_MAPPED_BYTES:
+            self._close(shard)
 
     @cached_property
     def _expert_parts(self) -> dict[str, ExpertPart]:
@@ -133,20 +154,25 @@ class HfFolder:
 
     # safetensors ships no types.
     def _shard(self, file_name: str) -> Any:
-        if file_name not in self._open:
+        if file_name in self._open:
+            self._open.move_to_end(file_name)
+        else:
             path = self.path / file_name
             if not path.is_file():
                 raise CheckpointError(
                     f"{INDEX_NAME} names {path}, which is missing; is the download complete?"
                 )
+            file = ExitStack()
             try:
-                self._open[file_name] = self._files.enter_context(safe_open(path, framework="pt"))
+                self._open[file_name] = file.enter_context(safe_open(path, framework="pt")), file
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(
                     f"{path} ({path.stat().st_size} bytes) is damaged or cut short ({error}); "
                     "download or copy it again"
                 ) from error
-        return self._open[file_name]
+            if len(self._open) > _MAX_OPEN_FILES:
+                self._close(next(iter(self._open)))
+        return self._open[file_name][0]
 
 
 def read_hf_config(path: str | Path) -> dict[str, Any]:
@@ -204,7 +230,7 @@ def write_hf_folder(
 ) -> None:
     """Write a folder that `AutoModelForCausalLM` loads, as the tensors come.
 
-    At most one shard is held in memory. All goes to the side folder `<path>.partial`, which gets
+    Each tensor is written when it comes. All goes to the side folder `<path>.partial`, which gets
     its name when it is whole: a folder named `path` is never half-written.
 
     Args:
@@ -232,9 +258,10 @@ def write_hf_folder(
     partial.mkdir(parents=True)
     try:
         shards = _ShardWriter(partial, max_shard_bytes)
-        for name, tensor in tensors:
-            if not (tied and name == "lm_head.weight"):
-                shards.add(name, _prepare(tensor, None if name in keep_dtype else dtype))
+        with contextlib.closing(shards):
+            for name, tensor in tensors:
+                if not (tied and name == "lm_head.weight"):
+                    shards.add(name, _prepare(tensor, None if name in keep_dtype else dtype))
         if expected is not None:
             check_names(shards.shard_of, expected, where=f"the model written to {target}")
         shards.finish()
@@ -251,14 +278,13 @@ def write_hf_folder(
 
 
 class _ShardWriter:
-    """Tensors into files of at most `max_bytes`, named when all are there and counted."""
+    """Tensors into files of at most `max_bytes` as they come, named when all are there and counted."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self.shard_of: dict[str, int] = {}
         self._folder = folder
         self._max_bytes = max_bytes
-        self._pending: dict[str, Tensor] = {}
-        self._pending_bytes = 0
+        self._file: SafetensorsFile | None = None
         self._num_shards = 0
         self._total_bytes = 0
         self._bytes_by_dtype: dict[torch.dtype, int] = {}
@@ -266,53 +292,56 @@ class _ShardWriter:
     def add(self, name: str, tensor: Tensor) -> None:
         if name in self.shard_of:
             raise CheckpointError(f"{name} came twice; a checkpoint holds each tensor once.")
-        size = tensor.numel() * tensor.element_size()
-        if self._pending and self._pending_bytes + size > self._max_bytes:
-            self._flush()
-        self.shard_of[name] = self._num_shards
-        self._pending[name] = tensor
-        self._pending_bytes += size
-        self._total_bytes += size
+        if self._file is not None and not self._file.has_room(tensor, self._max_bytes):
+            self.close()
+        if self._file is None:
+            self._file = SafetensorsFile(self._path(self._num_shards))
+            self._num_shards += 1
+        self._file.add(name, tensor)
+        self.shard_of[name] = self._num_shards - 1
+        self._total_bytes += tensor.nbytes
         if tensor.is_floating_point():
-            self._bytes_by_dtype[tensor.dtype] = self._bytes_by_dtype.get(tensor.dtype, 0) + size
+            size = self._bytes_by_dtype.get(tensor.dtype, 0)
+            self._bytes_by_dtype[tensor.dtype] = size + tensor.nbytes
 
     def main_dtype(self) -> torch.dtype | None:
         """The floating-point dtype most bytes have."""
         return max(self._bytes_by_dtype, key=self._bytes_by_dtype.__getitem__, default=None)
 
+    def close(self) -> None:
+        """End the file that is being written, if there is one."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
     def finish(self) -> None:
-        """Write the rest, give the files their names, and write the index if there are several."""
+        """End the last file, give all their names, and write the index if there are several."""
         if not self.shard_of:
             raise CheckpointError(f"No tensor came for {self._folder}; there is nothing to write.")
-        self._flush()
+        self.close()
         if self._num_shards == 1:
-            self._file(0).rename(self._folder / SINGLE_NAME)
+            self._path(0).rename(self._folder / SINGLE_NAME)
             return
         names = [
             f"model-{i + 1:05d}-of-{self._num_shards:05d}.safetensors"
             for i in range(self._num_shards)
         ]
         for i, name in enumerate(names):
-            self._file(i).rename(self._folder / name)
+            self._path(i).rename(self._folder / name)
         index = {
             "metadata": {"total_size": self._total_bytes},
             "weight_map": {name: names[shard] for name, shard in self.shard_of.items()},
         }
         _write_json(self._folder / INDEX_NAME, index)
 
-    def _file(self, shard: int) -> Path:
+    def _path(self, shard: int) -> Path:
         return self._folder / f"shard-{shard}.tmp"
-
-    def _flush(self) -> None:
-        save_file(self._pending, self._file(self._num_shards), {"format": "pt"})
-        self._pending, self._pending_bytes = {}, 0
-        self._num_shards += 1
 
 
 def _prepare(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A contiguous CPU copy: what came may be a view of a buffer that changes while we hold it."""
+    """On the CPU and in one piece, cast if it is of floating point."""
     wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-    return tensor.detach().to("cpu", wanted, copy=True, memory_format=torch.contiguous_format)
+    return tensor.detach().to("cpu", wanted).contiguous()
 
 
 def _copy_companions(source: Path, folder: Path) -> None:

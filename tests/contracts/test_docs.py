@@ -15,12 +15,18 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")])
 # Options in the docs that belong to other programs.
 OTHER_PROGRAMS = {
+    "--add-missing-from-origin-hf",
     "--address",
+    "--chunk-size",
+    "--force",
     "--gpus-per-node",
     "--help",
+    "--input-dir",
     "--logdir",
     "--markdown",
     "--nodes",
+    "--origin-hf-dir",
+    "--output-dir",
     "--rounds",
     "--source",
     "--version",

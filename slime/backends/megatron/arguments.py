@@ -114,6 +114,9 @@ def _set_required_values(args: argparse.Namespace, config: Config, device: torch
     args.seq_length = args.seq_length or _DEFAULT_SEQ_LENGTH
     args.max_position_embeddings = max(args.max_position_embeddings or 0, args.seq_length)
     args.train_iters, args.train_samples = _train_iters(config), None
+    if args.num_experts and isinstance(args.moe_layer_freq, int):
+        # As a list, whichever way it was written: it decides the names in checkpoints.
+        args.moe_layer_freq = [int(i % args.moe_layer_freq == 0) for i in range(args.num_layers)]
     # Checkpoints are ours; Megatron would ask for intervals and look for files.
     args.load = args.save = args.data_path = None
     args.eval_micro_batch_size, args.eval_global_batch_size = 1, args.world_size

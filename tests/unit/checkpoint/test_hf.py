@@ -9,6 +9,7 @@ import torch
 from support.tiny_checkpoints import make_tiny_qwen3, random_weights, tiny_config
 from torch import Tensor
 
+from slime.checkpoint import hf
 from slime.checkpoint.hf import HfFolder, check_names, write_hf_folder
 from slime.errors import CheckpointError
 
@@ -182,3 +183,33 @@ def test_shard_missing_from_a_download_is_named(origin: Path, tmp_path: Path) ->
     next((tmp_path / "out").glob("model-00002-*")).unlink()
     with pytest.raises(CheckpointError, match=r"model-00002-of-.* is missing"):
         _read_all(tmp_path / "out")
+
+
+def test_few_files_are_open_at_a_time(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "config.json").write_text("{}")
+    tensors = {f"t{number}": torch.full((10,), float(number)) for number in range(9)}
+    write_hf_folder(tmp_path / "out", tensors.items(), config_from=source, max_shard_bytes=40)
+    with HfFolder(tmp_path / "out") as folder:
+        for _ in range(2):
+            for name, tensor in tensors.items():
+                assert torch.equal(folder.tensor(name), tensor)
+                assert len(folder._open) <= hf._MAX_OPEN_FILES
+        kept = folder.tensor("t0")
+    assert torch.equal(kept, tensors["t0"])
+
+
+def test_a_file_of_which_much_was_read_is_opened_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hf, "_MAX_MAPPED_BYTES", 100)
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "config.json").write_text("{}")
+    tensors = {f"t{number}": torch.full((10,), float(number)) for number in range(9)}
+    write_hf_folder(tmp_path / "out", tensors.items(), config_from=source)
+    with HfFolder(tmp_path / "out") as folder:
+        found = {name: folder.tensor(name) for name in folder.names()}
+        assert not folder._open  # the last of nine was a third one
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())

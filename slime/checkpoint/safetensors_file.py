@@ -1,0 +1,77 @@
+"""A safetensors file written tensor by tensor: the library's own writer holds all bytes, twice.
+
+Source: the format, https://github.com/huggingface/safetensors#format.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+# Room before the first tensor for the header, which is known last; spaces fill it up.
+_ROOM = 64 * 2**10
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+class SafetensorsFile:
+    """The file at `path`, which is whole after `close`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        self._end = 0
+        self._stream: BinaryIO = path.open("wb")
+        self._stream.seek(_ROOM)
+
+    def has_room(self, tensor: Tensor, max_bytes: int) -> bool:
+        """Whether this tensor fits, and would be aligned as its dtype asks for."""
+        is_aligned = self._end % tensor.element_size() == 0
+        return is_aligned and self._end + tensor.nbytes <= max_bytes
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Write a tensor on the CPU, contiguous."""
+        start, self._end = self._end, self._end + tensor.nbytes
+        self._header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, self._end],
+        }
+        if tensor.nbytes:
+            self._stream.write(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+
+    def close(self) -> None:
+        """Write the header, in the room for it or, where that is too small, into a new file."""
+        words = json.dumps(self._header, separators=(",", ":")).encode()
+        if 8 + len(words) <= _ROOM:
+            self._stream.seek(0)
+            _write_header(self._stream, words, _ROOM)
+            self._stream.close()
+            return
+        self._stream.close()
+        draft = self._path.with_name(f"{self._path.name}.draft")
+        self._path.rename(draft)
+        with draft.open("rb") as source, self._path.open("wb") as target:
+            _write_header(target, words, 8 + len(words) + -len(words) % 8)
+            source.seek(_ROOM)
+            shutil.copyfileobj(source, target, 16 * 2**20)
+        draft.unlink()
+
+
+def _write_header(stream: BinaryIO, words: bytes, size: int) -> None:
+    """The header's length and words, with spaces up to `size` bytes together."""
+    stream.write((size - 8).to_bytes(8, "little") + words.ljust(size - 8))
