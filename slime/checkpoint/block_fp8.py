@@ -1,16 +1,26 @@
 """Weights in blocks of 8-bit numbers with a scale each, as DeepSeek-V3 and R1 are published.
 
+Both ways: read as bf16, and made from a bf16 folder.
+
 Source: DeepSeek-V3 technical report, arXiv:2412.19437, section 3.3.2; weight = fp8 x scale of its 128 x
 128 block.
 """
 
+import re
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from slime.errors import CheckpointError
 
 SCALE_SUFFIX = "_scale_inv"
+FP8 = torch.float8_e4m3fn
 _BLOCK = 128
+_LARGEST = torch.finfo(FP8).max
+# Projections; embeddings, norms, routers and the output layer stay as they are.
+_QUANTIZED = re.compile(r"model\.layers\..*_proj(_with_mqa)?\.weight")
 
 
 def is_scale(name: str) -> bool:
@@ -37,3 +47,39 @@ def dequantized(name: str, weight: Tensor, scales: Tensor) -> Tensor:
         )
     wide = scales.float().repeat_interleave(_BLOCK, 0)[:rows].repeat_interleave(_BLOCK, 1)
     return (weight.float() * wide[:, :columns]).to(torch.bfloat16)
+
+
+def is_quantized(name: str) -> bool:
+    """Whether a tensor of this name goes into blocks."""
+    return _QUANTIZED.fullmatch(name) is not None
+
+
+def quantized(weight: Tensor, *, power_of_two: bool = False) -> tuple[Tensor, Tensor]:
+    """([out, in] float8_e4m3fn, [ceil(out / 128), ceil(in / 128)] fp32 scales).
+
+    The largest number of a block becomes the largest of the format, 448.
+
+    Args:
+        weight: [out, in], of floating point.
+        power_of_two: round scales up to one, as the format ue8m0 has them.
+    """
+    rows, columns = weight.shape
+    padded = F.pad(weight.float(), (0, -columns % _BLOCK, 0, -rows % _BLOCK))
+    blocks = padded.reshape(len(padded) // _BLOCK, _BLOCK, -1, _BLOCK)
+    scales = blocks.abs().amax((1, 3)).clamp(min=1e-12) / _LARGEST
+    if power_of_two:
+        scales = torch.exp2(torch.ceil(torch.log2(scales)))
+    small = (blocks / scales[:, None, :, None]).clamp(-_LARGEST, _LARGEST)
+    whole = small.flatten(2, 3).flatten(0, 1)[:rows, :columns]
+    return whole.to(FP8).contiguous(), scales
+
+
+def quantization_config(*, power_of_two: bool = False) -> dict[str, Any]:
+    """What `config.json` says of such a folder, as the published ones do."""
+    config: dict[str, Any] = {
+        "quant_method": "fp8",
+        "fmt": "e4m3",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [_BLOCK, _BLOCK],
+    }
+    return config | ({"scale_fmt": "ue8m0"} if power_of_two else {})

@@ -1,7 +1,7 @@
 """Whole checkpoints from one format to another: Hugging Face's and Megatron's `torch_dist`.
 
-Tensor by tensor, without building the model: memory is that of the largest tensor and, towards Hugging
-Face, of one shard, whatever the size of the model.
+Tensor by tensor, without building the model: memory is that of the largest tensors and a few GiB of
+what was read last, whatever the size of the model.
 """
 
 import re
@@ -13,6 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slime.checkpoint.block_fp8 import (
+    SCALE_SUFFIX,
+    is_quantized,
+    quantization_config,
+    quantized,
+)
 from slime.checkpoint.dims import ModelDims
 from slime.checkpoint.hf import HfFolder, check_names, read_hf_config, write_hf_folder
 from slime.checkpoint.mapping import BoundEntry, Mapping, load_mapping
@@ -248,6 +254,7 @@ def torch_dist_to_hf(
         config_from=origin,
         overwrite=overwrite,
         expected=None if adds_missing else expected,
+        verifies=True,
         **options,
     )
 
@@ -255,6 +262,57 @@ def torch_dist_to_hf(
 def _to_hf(one: BoundEntry, pieces: list[_Piece], folder: TorchDistFolder) -> tuple[Tensor, ...]:
     parts = [piece.read(folder).flatten() for piece in pieces]
     return one.to_hf(torch.cat(parts).view(one.megatron_shape))
+
+
+def hf_to_fp8(
+    source: str | Path,
+    target: str | Path,
+    *,
+    power_of_two: bool = False,
+    overwrite: bool = False,
+    report: Report = lambda done, total, what: None,
+) -> None:
+    """Write a Hugging Face folder with its projections in blocks of 8-bit numbers.
+
+    Args:
+        power_of_two: scales are powers of two.
+
+    Raises:
+        CheckpointError: `source` is in 8 bits already, or `target` is not empty.
+    """
+    config = read_hf_config(source)
+    if "quantization_config" in config:
+        raise CheckpointError(f"{source} is quantized already: {config['quantization_config']}.")
+    key = "torch_dtype" if "torch_dtype" in config else "dtype"
+    with HfFolder(source) as folder:
+        names = folder.names()
+
+        def tensors() -> Iterator[tuple[str, Tensor]]:
+            for number, name in enumerate(names):
+                report(number, len(names), name)
+                tensor = folder.tensor(name)
+                if not is_quantized(name):
+                    yield name, tensor
+                    continue
+                small, scales = quantized(tensor, power_of_two=power_of_two)
+                yield name, small
+                yield f"{name}{SCALE_SUFFIX}", scales
+            report(len(names), len(names), "done")
+
+        unquantized = [name.removesuffix(".weight") for name in names if not is_quantized(name)]
+        description = quantization_config(power_of_two=power_of_two)
+        write_hf_folder(
+            target,
+            tensors(),
+            config_from=source,
+            overwrite=overwrite,
+            verifies=True,
+            config_changes={
+                key: config.get(key, "bfloat16"),
+                "quantization_config": description
+                | {"modules_to_not_convert": sorted(unquantized)},
+            },
+        )
 
 
 def find_iteration(path: str | Path) -> Path:

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections import OrderedDict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -227,6 +227,8 @@ def write_hf_folder(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     expected: Iterable[str] | None = None,
     overwrite: bool = False,
+    config_changes: Mapping[str, Any] | None = None,
+    verifies: bool = False,
 ) -> None:
     """Write a folder that `AutoModelForCausalLM` loads, as the tensors come.
 
@@ -241,6 +243,8 @@ def write_hf_folder(
         keep_dtype: names that are not cast: `Mapping.hf_buffers`.
         expected: names that must have come, no more and no less; None does not check.
         overwrite: replace a folder that is there.
+        config_changes: keys of the written config that differ.
+        verifies: read every file again and compare.
 
     Raises:
         CheckpointError: `path` is there and not empty, a name came twice, or the names are not
@@ -257,7 +261,7 @@ def write_hf_folder(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        shards = _ShardWriter(partial, max_shard_bytes)
+        shards = _ShardWriter(partial, max_shard_bytes, verifies=verifies)
         with contextlib.closing(shards):
             for name, tensor in tensors:
                 if not (tied and name == "lm_head.weight"):
@@ -266,7 +270,7 @@ def write_hf_folder(
             check_names(shards.shard_of, expected, where=f"the model written to {target}")
         shards.finish()
         _copy_companions(Path(config_from), partial)
-        _write_config(partial, config, shards.main_dtype())
+        _write_config(partial, config, shards.main_dtype(), config_changes or {})
         _put_in_place(partial, target)
     except OSError as error:
         message = write_failure(target, error)
@@ -280,7 +284,8 @@ def write_hf_folder(
 class _ShardWriter:
     """Tensors into files of at most `max_bytes` as they come, named when all are there and counted."""
 
-    def __init__(self, folder: Path, max_bytes: int) -> None:
+    def __init__(self, folder: Path, max_bytes: int, *, verifies: bool) -> None:
+        self._verifies = verifies
         self.shard_of: dict[str, int] = {}
         self._folder = folder
         self._max_bytes = max_bytes
@@ -312,6 +317,8 @@ class _ShardWriter:
         """End the file that is being written, if there is one."""
         if self._file is not None:
             self._file.close()
+            if self._verifies:
+                self._file.verify()
             self._file = None
 
     def finish(self) -> None:
@@ -351,13 +358,18 @@ def _copy_companions(source: Path, folder: Path) -> None:
             shutil.copyfile(file, folder / file.name)
 
 
-def _write_config(folder: Path, config: dict[str, Any], dtype: torch.dtype | None) -> None:
+def _write_config(
+    folder: Path,
+    config: dict[str, Any],
+    dtype: torch.dtype | None,
+    changes: Mapping[str, Any],
+) -> None:
     # transformers casts to the dtype the config states, so it has to be the one in the files.
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
     stated = {} if dtype is None else {key: str(dtype).removeprefix("torch.")}
     if dtype is None or dtype.itemsize > 1:  # weights in 8 bits were read as bf16
         config = {name: value for name, value in config.items() if name != "quantization_config"}
-    _write_json(folder / "config.json", config | stated)
+    _write_json(folder / "config.json", config | stated | dict(changes))
 
 
 def _put_in_place(partial: Path, target: Path) -> None:

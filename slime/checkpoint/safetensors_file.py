@@ -5,14 +5,18 @@ Source: the format, https://github.com/huggingface/safetensors#format.
 
 import json
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
+from slime.errors import CheckpointError
+
 # Room before the first tensor for the header, which is known last; spaces fill it up.
 _ROOM = 64 * 2**10
+_BLOCK_BYTES = 16 * 2**20
 _DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -35,6 +39,7 @@ class SafetensorsFile:
         self._path = path
         self._header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         self._end = 0
+        self._crc = 0
         self._stream: BinaryIO = path.open("wb")
         self._stream.seek(_ROOM)
 
@@ -52,7 +57,9 @@ class SafetensorsFile:
             "data_offsets": [start, self._end],
         }
         if tensor.nbytes:
-            self._stream.write(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+            data = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+            self._crc = zlib.crc32(data, self._crc)
+            self._stream.write(data)
 
     def close(self) -> None:
         """Write the header, in the room for it or, where that is too small, into a new file."""
@@ -68,8 +75,24 @@ class SafetensorsFile:
         with draft.open("rb") as source, self._path.open("wb") as target:
             _write_header(target, words, 8 + len(words) + -len(words) % 8)
             source.seek(_ROOM)
-            shutil.copyfileobj(source, target, 16 * 2**20)
+            shutil.copyfileobj(source, target, _BLOCK_BYTES)
         draft.unlink()
+
+    def verify(self) -> None:
+        """Read the closed file again.
+
+        Raises:
+            CheckpointError: its tensors are not what was written.
+        """
+        crc, left = 0, self._end
+        with self._path.open("rb") as stream:
+            stream.seek(-self._end, 2)
+            while left and (block := stream.read(min(left, _BLOCK_BYTES))):
+                crc, left = zlib.crc32(block, crc), left - len(block)
+        if left or crc != self._crc:
+            raise CheckpointError(
+                f"{self._path} reads back as something else than was written; the disk may be failing"
+            )
 
 
 def _write_header(stream: BinaryIO, words: bytes, size: int) -> None:

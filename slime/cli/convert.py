@@ -10,7 +10,13 @@ from datetime import timedelta
 from typing import Any
 
 from slime.checkpoint.convert import check_hf_against_flags
-from slime.checkpoint.folders import Ranks, Report, hf_to_torch_dist, torch_dist_to_hf
+from slime.checkpoint.folders import (
+    Ranks,
+    Report,
+    hf_to_fp8,
+    hf_to_torch_dist,
+    torch_dist_to_hf,
+)
 from slime.checkpoint.hf import read_hf_config
 from slime.config.foreign import megatron_index, megatron_values
 from slime.config.words import read_words
@@ -87,6 +93,41 @@ def run_torch_dist_to_hf(argv: Sequence[str]) -> int:
                 report=report,
             )
         sys.stderr.write(f"{options.output_dir}: written\n")
+
+    return _run(run)
+
+
+def run_hf_to_fp8(argv: Sequence[str]) -> int:
+    """`tools/convert_hf_to_fp8.py`: exit code."""
+    parser = _Parser(
+        "convert_hf_to_fp8.py",
+        "A Hugging Face folder with its projections in blocks of 128 x 128 8-bit numbers (e4m3), a scale "
+        "for each.",
+    )
+    parser.add_argument("--model-dir", required=True, help="the Hugging Face folder")
+    parser.add_argument("--save-dir", required=True, help="the folder to write")
+    parser.add_argument("--strategy", default="block", help="block; others are not built")
+    parser.add_argument("--block-size", type=int, nargs=2, default=[128, 128], help="128 128")
+    parser.add_argument("--max-workers", type=int, help="accepted; tensors pass one by one")
+    parser.add_argument("--scale-fmt", choices=["ue8m0"], help="scales are powers of two")
+    parser.add_argument("-f", "--force", action="store_true", help="replace what is there")
+
+    def run() -> None:
+        options = parser.parse_args(list(argv))
+        if options.strategy != "block" or options.block_size != [128, 128]:
+            raise ConfigError(
+                f"--strategy {options.strategy} --block-size {options.block_size}: only block with "
+                "128 128 is built; leave both out"
+            )
+        with _Bar(shows=True) as report:
+            hf_to_fp8(
+                options.model_dir,
+                options.save_dir,
+                power_of_two=options.scale_fmt == "ue8m0",
+                overwrite=options.force,
+                report=report,
+            )
+        sys.stderr.write(f"{options.save_dir}: written\n")
 
     return _run(run)
 

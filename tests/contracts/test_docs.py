@@ -24,10 +24,13 @@ OTHER_PROGRAMS = {
     "--input-dir",
     "--logdir",
     "--markdown",
+    "--model-dir",
     "--nodes",
     "--origin-hf-dir",
     "--output-dir",
     "--rounds",
+    "--save-dir",
+    "--scale-fmt",
     "--source",
     "--version",
 }

@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import save_file
 from support.tiny_families import make_tiny_family
 
-from slime.checkpoint.block_fp8 import dequantized
-from slime.checkpoint.folders import hf_to_torch_dist, torch_dist_to_hf
+from slime.checkpoint.block_fp8 import dequantized, is_quantized, quantized
+from slime.checkpoint.folders import hf_to_fp8, hf_to_torch_dist, torch_dist_to_hf
 from slime.checkpoint.hf import HfFolder
 from slime.errors import CheckpointError
 
 
-def quantized(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def by_blocks(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(fp8, scales) block by block, written out."""
     rows, columns = weight.shape
     result = torch.empty(weight.shape, dtype=torch.float8_e4m3fn)
@@ -33,7 +33,7 @@ def quantized(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_weight_is_its_block_times_the_scale(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     weight = torch.randn(shape)
-    small, scales = quantized(weight)
+    small, scales = by_blocks(weight)
     found = dequantized("w", small, scales)
     assert found.dtype == torch.bfloat16
     row, column = shape[0] - 1, shape[1] - 1
@@ -55,7 +55,7 @@ def test_an_fp8_folder_converts_as_its_bf16_numbers(tmp_path: Path) -> None:
         for name in folder.names():
             tensor = folder.tensor(name)
             if "_proj" in name and tensor.dim() == 2:
-                tensors[name], tensors[f"{name}_scale_inv"] = quantized(tensor)
+                tensors[name], tensors[f"{name}_scale_inv"] = by_blocks(tensor)
             else:
                 tensors[name] = tensor
     small = tmp_path / "fp8"
@@ -74,3 +74,46 @@ def test_an_fp8_folder_converts_as_its_bf16_numbers(tmp_path: Path) -> None:
             found = back.tensor(name)
             assert torch.equal(found, read.tensor(name)), name
             assert found.dtype == (torch.bfloat16 if "_proj" in name else torch.float32)
+
+
+@pytest.mark.parametrize("shape", [(128, 128), (130, 5), (7, 300), (256, 129)])
+def test_quantizing_is_that_of_each_block(shape: tuple[int, int]) -> None:
+    torch.manual_seed(1)
+    weight = torch.randn(shape).bfloat16()
+    small, scales = quantized(weight)
+    expected, by_hand = by_blocks(weight)
+    torch.testing.assert_close(scales, by_hand)
+    assert torch.equal(small.float(), expected.float())
+
+
+def test_scales_can_be_powers_of_two() -> None:
+    weight = torch.randn(200, 300, generator=torch.Generator().manual_seed(2))
+    small, scales = quantized(weight, power_of_two=True)
+    assert torch.equal(torch.log2(scales), torch.log2(scales).round())
+    found = dequantized("w", small, scales).float()
+    torch.testing.assert_close(found, weight, rtol=2**-4 + 2**-8, atol=2e-2)
+
+
+def test_a_block_of_zeros_stays_zero() -> None:
+    small, scales = quantized(torch.zeros(128, 128))
+    assert not dequantized("w", small, scales).any()
+
+
+def test_a_folder_becomes_fp8_and_reads_back_near(tmp_path: Path) -> None:
+    plain = Path(make_tiny_family(tmp_path / "plain", "qwen3_moe", vocab_size=106))
+    hf_to_fp8(plain, tmp_path / "fp8")
+    config = json.loads((tmp_path / "fp8/config.json").read_text())
+    assert config["quantization_config"]["weight_block_size"] == [128, 128]
+    assert "model.layers.0.mlp.gate" in config["quantization_config"]["modules_to_not_convert"]
+    assert config["torch_dtype"] == "float32"
+    with HfFolder(plain) as origin, HfFolder(tmp_path / "fp8") as found:
+        assert set(found.names()) == set(origin.names())
+        for name in origin.names():
+            one, two = origin.tensor(name), found.tensor(name)
+            if is_quantized(name):
+                torch.testing.assert_close(two.float(), one, rtol=2**-4 + 2**-8, atol=2e-2)
+                assert not torch.equal(two.float(), one)
+            else:
+                assert torch.equal(two, one), name
+    with pytest.raises(CheckpointError, match="quantized already"):
+        hf_to_fp8(tmp_path / "fp8", tmp_path / "again")

@@ -54,7 +54,8 @@ def test_shards_stay_under_their_size_and_read_back(origin: Path, tmp_path: Path
     files = sorted((tmp_path / "out").glob("*.safetensors"))
     assert [file.name for file in files][:1] == [f"model-00001-of-{len(files):05d}.safetensors"]
     assert len(files) > 3
-    assert all(file.stat().st_size < 100_000 + 4096 for file in files)
+    header = 64 * 2**10
+    assert all(file.stat().st_size <= 100_000 + header for file in files)
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(4 * w.numel() for w in weights.values())
     assert set(index["weight_map"].values()) == {file.name for file in files}

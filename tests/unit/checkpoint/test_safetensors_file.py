@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from slime.checkpoint import safetensors_file
 from slime.checkpoint.safetensors_file import SafetensorsFile
+from slime.errors import CheckpointError
 
 DTYPES = [
     torch.float64,
@@ -34,6 +35,7 @@ def test_the_library_reads_every_dtype_and_shape(
     for name, tensor in tensors.items():
         file.add(name, tensor)
     file.close()
+    file.verify()
     assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
     found = load_file(tmp_path / "x.safetensors")
     assert found.keys() == tensors.keys()
@@ -49,3 +51,14 @@ def test_a_tensor_that_would_not_be_aligned_wants_another_file(tmp_path: Path) -
     assert not file.has_room(torch.zeros(1), 100)
     assert not file.has_room(torch.zeros(48, dtype=torch.bfloat16), 100)
     file.close()
+
+
+def test_a_changed_byte_is_found(tmp_path: Path) -> None:
+    file = SafetensorsFile(tmp_path / "x.safetensors")
+    file.add("a", torch.arange(100))
+    file.close()
+    content = bytearray((tmp_path / "x.safetensors").read_bytes())
+    content[-5] ^= 1
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match="reads back as something else"):
+        file.verify()

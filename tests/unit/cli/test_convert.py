@@ -12,7 +12,12 @@ from support.tiny_families import make_tiny_family
 from slime.checkpoint.convert import megatron_flags_from_hf
 from slime.checkpoint.hf import HfFolder, read_hf_config
 from slime.checkpoint.torch_dist import TorchDistFolder
-from slime.cli.convert import parse_size, run_hf_to_torch_dist, run_torch_dist_to_hf
+from slime.cli.convert import (
+    parse_size,
+    run_hf_to_fp8,
+    run_hf_to_torch_dist,
+    run_torch_dist_to_hf,
+)
 from slime.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
@@ -66,7 +71,7 @@ def test_words_that_do_not_fit_are_named(
     assert not (tmp_path / "out" / "release").exists()
 
 
-@pytest.mark.parametrize("run", [run_hf_to_torch_dist, run_torch_dist_to_hf])
+@pytest.mark.parametrize("run", [run_hf_to_torch_dist, run_torch_dist_to_hf, run_hf_to_fp8])
 def test_missing_words_are_named(run: object, capsys: pytest.CaptureFixture[str]) -> None:
     assert callable(run)
     assert run([]) == 1
@@ -110,3 +115,15 @@ def test_the_scripts_convert_there_under_torchrun_and_back(model: Path, tmp_path
         for name in expected.names():
             assert torch.equal(found.tensor(name), expected.tensor(name)), name
     assert len(list((tmp_path / "back").glob("*.safetensors"))) > 3
+
+
+def test_fp8_by_its_words(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["--model-dir", str(model), "--save-dir", str(tmp_path / "fp8")]
+    assert run_hf_to_fp8([*base, "--strategy", "channel"]) == 1
+    assert "only block with 128 128 is built" in capsys.readouterr().err
+    assert run_hf_to_fp8([*base, "--scale-fmt", "ue8m0"]) == 0
+    name = "model.layers.0.mlp.up_proj.weight"
+    with HfFolder(tmp_path / "fp8") as folder:
+        assert folder.tensor(name).dtype == torch.bfloat16
+    assert run_hf_to_fp8(base) == 1
+    assert "not empty" in capsys.readouterr().err
