@@ -67,7 +67,7 @@ case $cards in
   4) all=(tests_parallel tests_bf16 steps_qwen3_4b steps_qwen3_4b_tp2 steps_glm4 steps_experts steps_experts_whole) ;;
   *) echo "1, 2 or 4 cards, not $cards"; exit 2 ;;
 esac
-if python3 -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("transformer_engine") is None)'; then
+if "$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("transformer_engine") is None)'; then
   [ "$cards" = 1 ] && all+=(steps_qwen3_4b_te)
 fi
 [ $# -gt 0 ] && all=("$@")

@@ -10,7 +10,6 @@ is a model, `torch_asleep_gib` what its tensors and its allocator hold of the re
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from train_step import MODELS, build, columns_of, free_port, model_config
+from train_step import build, columns_of, model_config, run_all_ranks, trainer_parser
 
 GIB = 2**30
 
@@ -91,25 +90,12 @@ def run_rank(options: argparse.Namespace, rank: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--model", choices=sorted(MODELS), default="qwen3-4b")
-    parser.add_argument("--layers", type=int, help="fewer than the model has")
-    parser.add_argument("--gpus", type=int, default=1)
-    parser.add_argument("--words", default="", help="flags for the trainer")
-    parser.add_argument("--samples", type=int, default=4)
-    parser.add_argument("--longest", type=int, default=8192)
-    parser.add_argument("--max-tokens", type=int, default=8192)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.set_defaults(forward_backward=False)
-    parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--port", type=int, default=0, help=argparse.SUPPRESS)
+    parser = trainer_parser(__doc__.split("\n", 1)[0])
+    parser.set_defaults(samples=4)
     options = parser.parse_args()
-    if options.rank is not None:
-        run_rank(options, options.rank)
-        return
-    command = [sys.executable, __file__, *sys.argv[1:], "--port", str(free_port()), "--rank"]
-    ranks = [subprocess.Popen([*command, str(rank)]) for rank in range(options.gpus)]
-    sys.exit(max(rank.wait() for rank in ranks))
+    if options.rank is None:
+        sys.exit(run_all_ranks(__file__, options))
+    run_rank(options, options.rank)
 
 
 if __name__ == "__main__":

@@ -305,8 +305,9 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+def trainer_parser(description: str) -> argparse.ArgumentParser:
+    """Words of every script that starts trainers: the model, its layout and its samples."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--model", choices=sorted(MODELS), default="qwen3-4b")
     parser.add_argument("--layers", type=int, help="fewer than the model has")
     parser.add_argument("--gpus", type=int, default=1)
@@ -315,28 +316,33 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--longest", type=int, default=8192)
     parser.add_argument("--max-tokens", type=int, default=8192)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument(
         "--forward-backward",
         action="store_true",
         help="no optimizer: neither its memory nor its step",
     )
-    parser.add_argument("--limit-s", type=float, default=1e9, help="no new step after so long")
-    parser.add_argument("--profile", help="file for a table of kernels")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, default=0, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parser
+
+
+def run_all_ranks(script: str, options: argparse.Namespace) -> int:
+    """The script once for each card, as its ranks; the worst exit code."""
+    command = [sys.executable, script, *sys.argv[1:], "--port", str(free_port()), "--rank"]
+    ranks = [subprocess.Popen([*command, str(rank)]) for rank in range(options.gpus)]
+    return max(rank.wait() for rank in ranks)
 
 
 def main() -> None:
-    options = parse()
-    if options.rank is not None:
-        run_rank(options, options.rank)
-        return
-    command = [sys.executable, __file__, *sys.argv[1:], "--port", str(free_port()), "--rank"]
-    ranks = [subprocess.Popen([*command, str(rank)]) for rank in range(options.gpus)]
-    sys.exit(max(rank.wait() for rank in ranks))
+    parser = trainer_parser(__doc__.split("\n", 1)[0])
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--limit-s", type=float, default=1e9, help="no new step after so long")
+    parser.add_argument("--profile", help="file for a table of kernels")
+    options = parser.parse_args()
+    if options.rank is None:
+        sys.exit(run_all_ranks(__file__, options))
+    run_rank(options, options.rank)
 
 
 if __name__ == "__main__":

@@ -32,9 +32,9 @@ from slime.checkpoint.torch_dist import (
     iterations,
     verify_section,
 )
+from slime.config.checkpoints import TRACKER_FILE
 from slime.errors import CheckpointError
 
-LATEST_NAME = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
 # What a checkpoint of training holds besides weights.
 _NO_WEIGHTS = re.compile(r"optimizer|chained|rng_state|opt_param_scheduler|common_state")
@@ -141,7 +141,7 @@ def hf_to_torch_dist(
     if ranks.rank == 0:
         finish_checkpoint(partial, list(sections), {"checkpoint_version": 3.0, "iteration": 0})
         partial.rename(done)
-        (folder / LATEST_NAME).write_text(RELEASE)
+        (folder / TRACKER_FILE).write_text(RELEASE)
     ranks.barrier()
     return done
 
@@ -322,7 +322,7 @@ def find_iteration(path: str | Path) -> Path:
         CheckpointError: it is neither.
     """
     folder = Path(path)
-    latest = folder / LATEST_NAME
+    latest = folder / TRACKER_FILE
     if latest.is_file():
         word = latest.read_text().strip()
         return folder / (word if word == RELEASE else f"iter_{int(word):07d}")
@@ -331,7 +331,7 @@ def find_iteration(path: str | Path) -> Path:
     found = [item.name for item in iterations(folder)] if folder.is_dir() else []
     hint = f"; it holds {', '.join(found)}: name one of them" if found else ""
     raise CheckpointError(
-        f"{folder} is no torch_dist checkpoint: neither {LATEST_NAME} nor metadata.json{hint}."
+        f"{folder} is no torch_dist checkpoint: neither {TRACKER_FILE} nor metadata.json{hint}."
     )
 
 

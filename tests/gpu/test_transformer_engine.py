@@ -1,16 +1,15 @@
-"""--transformer-impl transformer_engine: near transformers, and its checkpoints are ours."""
+"""--transformer-impl transformer_engine: near transformers, and its checkpoints are ours.
 
-import functools
+Its layouts are in test_layouts.py.
+"""
+
 import importlib.util
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support import parallel_cases as cases
-from support.device import possible_ranks
 from support.megatron_runs import (
-    Reference,
     hf_log_probs,
     hf_model,
     policy_gradient_loss,
@@ -21,7 +20,6 @@ from support.megatron_runs import (
     trainer_config,
     weights_of,
 )
-from support.ranks import make_models, result, run_ranks
 from support.tiny_families import make_tiny_family
 
 from slime.errors import ConfigError
@@ -35,7 +33,6 @@ pytestmark = pytest.mark.skipif(
 VOCAB = 106
 BF16 = ("--device", "cuda", "--bf16")
 TE = (*BF16, "--transformer-impl", "transformer_engine")
-MARKS = {2: pytest.mark.gpu2, 4: pytest.mark.gpu4}
 
 
 def started(folder: Path | str, *words: str) -> Any:
@@ -96,35 +93,3 @@ def test_latent_attention_and_fp32_are_refused(tmp_path: Path) -> None:
     dense = make_tiny_family(tmp_path / "dense", "qwen3", vocab_size=VOCAB)
     with pytest.raises(ConfigError, match="bfloat16 only"):
         start_trainer(trainer_config(dense, *TE, "--no-bf16"))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The models, and what the ranks left: one start for all cases of so many cards."""
-    folder = tmp_path_factory.mktemp("layouts")
-    make_models(folder, [case.model for case in cases.TE_CASES.values()])
-    for world_size in possible_ranks((2, 4)):
-        names = [name for name, case in cases.TE_CASES.items() if case.ranks == world_size]
-        run_ranks(folder, world_size, names)
-    return folder
-
-
-@functools.cache
-def reference(model: Path) -> Reference:
-    batches: list[Any] = [
-        random_batch(num_samples=cases.NUM_SAMPLES, vocab_size=cases.VOCAB, seed=seed)
-        for seed in (cases.SEEDS[0], cases.PROBE_SEED)
-    ]
-    return reference_run(model, batches[:1], probe=batches[1])
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=MARKS[case.ranks]) for name, case in cases.TE_CASES.items()],
-)
-def test_layouts_are_near_transformers(folder: Path, name: str) -> None:
-    case = cases.TE_CASES[name]
-    found, expected = result(folder, name), reference(folder / case.model)
-    (metrics,) = found["metrics"]
-    assert metrics["loss"] == pytest.approx(expected.losses[0], rel=0.03, abs=0.01)
-    assert metrics["grad_norm"] == pytest.approx(expected.grad_norms[0], rel=0.05)

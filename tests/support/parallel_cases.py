@@ -153,7 +153,7 @@ BF16_CASES: dict[str, Case] = {
 }
 
 _TE = "--bf16 --transformer-impl transformer_engine"
-# With TransformerEngine's modules; they come after all others, as they may be missing.
+# With TransformerEngine's modules.
 TE_CASES: dict[str, Case] = {
     f"{name} te": replace(CASES[name], words=f"{CASES[name].words} {_TE}", num_steps=1)
     for name in (

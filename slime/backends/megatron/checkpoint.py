@@ -42,7 +42,8 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_state_dic
 
 from slime.backends.megatron.optimizer import megatron_optimizers, torch_optimizers
 from slime.backends.megatron.parallel import dp_cp_group, pp_group, tp_group
-from slime.backends.megatron.sources import LATEST_NAME, Source
+from slime.backends.megatron.sources import Source
+from slime.config.checkpoints import TRACKER_FILE
 from slime.config.config import Config
 from slime.errors import CheckpointError, ConfigError
 from slime.observability.disk import folder_bytes, os_error_behind, write_failure
@@ -130,9 +131,9 @@ def _save(state: TrainState, target: Path, rollout_id: int, *, with_optimizer: b
 
 
 def _write_latest(root: Path, rollout_id: int) -> None:
-    draft = root / f"{LATEST_NAME}.partial"
+    draft = root / f"{TRACKER_FILE}.partial"
     draft.write_text(str(rollout_id))
-    os.replace(draft, root / LATEST_NAME)
+    os.replace(draft, root / TRACKER_FILE)
 
 
 def load_model_weights(model: list[torch.nn.Module], source: Source, *, vocab_size: int) -> None:

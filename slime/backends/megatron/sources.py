@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from slime.config.checkpoints import TRACKER_FILE
 from slime.config.config import Config
 from slime.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-LATEST_NAME = "latest_checkpointed_iteration.txt"
 _RELEASE = "release"
 
 
@@ -60,14 +60,14 @@ def find_source(path: str, step: int | None = None) -> Source | None:
         CheckpointError: a Megatron checkpoint without the iteration it names.
     """
     folder = Path(path)
-    if (folder / LATEST_NAME).is_file():
-        word = str(step) if step is not None else (folder / LATEST_NAME).read_text().strip()
+    if (folder / TRACKER_FILE).is_file():
+        word = str(step) if step is not None else (folder / TRACKER_FILE).read_text().strip()
         iteration = None if word == _RELEASE else _iteration(word, folder)
         source = folder / (_RELEASE if iteration is None else f"iter_{iteration:07d}")
         if not (source / "metadata.json").is_file():
             raise CheckpointError(
                 f"{folder} should hold {source.name}, but {source} is missing or not whole; "
-                f"restore it, or write the number of one that is whole into {folder / LATEST_NAME}."
+                f"restore it, or write the number of one that is whole into {folder / TRACKER_FILE}."
             )
         return Source("megatron", source, iteration)
     if (folder / "config.json").is_file():
@@ -78,7 +78,7 @@ def find_source(path: str, step: int | None = None) -> Source | None:
 def _iteration(word: str, folder: Path) -> int:
     if not word.isdigit():
         raise CheckpointError(
-            f"{folder / LATEST_NAME} holds {word!r}; it should be a number or {_RELEASE!r}."
+            f"{folder / TRACKER_FILE} holds {word!r}; it should be a number or {_RELEASE!r}."
         )
     return int(word)
 
@@ -99,7 +99,7 @@ def resolve_start(config: Config, *, load_step: int | None = None) -> Start:
             return Start(source, resumes=has_state and not config.finetune)
         if config.ref_load is None:
             raise CheckpointError(
-                f"--load {config.load} holds neither {LATEST_NAME} nor config.json, and there is "
+                f"--load {config.load} holds neither {TRACKER_FILE} nor config.json, and there is "
                 "no --ref-load to start from; check the path, or leave --load out to start from "
                 "--hf-checkpoint."
             )
@@ -127,6 +127,6 @@ def _required(path: str | None, flag: str, step: int | None = None) -> Source:
     if source is None:
         raise CheckpointError(
             f"{flag} {path} is neither a Hugging Face folder (config.json) nor a Megatron "
-            f"checkpoint ({LATEST_NAME}); check the path."
+            f"checkpoint ({TRACKER_FILE}); check the path."
         )
     return source

@@ -15,6 +15,7 @@ from slime.checkpoint.folders import hf_to_torch_dist, torch_dist_to_hf
 from slime.checkpoint.hf import HfFolder, write_hf_folder
 from slime.checkpoint.mapping import load_mapping
 from slime.checkpoint.torch_dist import TorchDistFolder
+from slime.config.checkpoints import TRACKER_FILE
 from slime.errors import CheckpointError
 
 VOCAB = 106
@@ -36,7 +37,7 @@ def test_there_and_back_changes_no_bit(family: str, tmp_path: Path) -> None:
     model = make_tiny_family(tmp_path / "model", family, vocab_size=VOCAB)
     done = hf_to_torch_dist(model, tmp_path / "saved", padded_vocab_size=128)
     assert done == tmp_path / "saved" / "release"
-    assert (tmp_path / "saved" / folders.LATEST_NAME).read_text() == "release"
+    assert (tmp_path / "saved" / TRACKER_FILE).read_text() == "release"
     assert TorchDistFolder(done).shapes()["embedding.word_embeddings.weight"] == (128, 64)
     torch_dist_to_hf(tmp_path / "saved", tmp_path / "back", origin=model, max_shard_bytes=200_000)
     assert_equal(tmp_path / "back", model)
@@ -151,7 +152,7 @@ def test_a_folder_without_a_checkpoint_says_so(
 def test_an_iteration_can_be_named(tmp_path: Path) -> None:
     model = make_tiny_family(tmp_path / "model", "llama", vocab_size=VOCAB)
     hf_to_torch_dist(model, tmp_path / "saved")
-    (tmp_path / "saved" / folders.LATEST_NAME).unlink()
+    (tmp_path / "saved" / TRACKER_FILE).unlink()
     with pytest.raises(CheckpointError, match="it holds release: name one of them"):
         torch_dist_to_hf(tmp_path / "saved", tmp_path / "back", origin=model)
     torch_dist_to_hf(tmp_path / "saved" / "release", tmp_path / "back", origin=model)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from support.megatron_runs import make_tiny_qwen3, trainer_config
 
-from slime.backends.megatron.sources import LATEST_NAME, find_source, resolve_start
+from slime.backends.megatron.sources import TRACKER_FILE, find_source, resolve_start
 from slime.config.config import Config
 from slime.errors import CheckpointError
 
@@ -20,7 +20,7 @@ def megatron_folder(root: Path, latest: str, *iterations: str) -> str:
     for name in iterations:
         (root / name).mkdir()
         (root / name / "metadata.json").write_text("{}")
-    (root / LATEST_NAME).write_text(latest)
+    (root / TRACKER_FILE).write_text(latest)
     return str(root)
 
 
