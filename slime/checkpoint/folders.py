@@ -4,6 +4,7 @@ Tensor by tensor, without building the model: memory is that of the largest tens
 what was read last, whatever the size of the model.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +21,13 @@ from slime.checkpoint.block_fp8 import (
     quantized,
 )
 from slime.checkpoint.dims import ModelDims
-from slime.checkpoint.hf import HfFolder, check_names, read_hf_config, write_hf_folder
+from slime.checkpoint.hf import (
+    HfFolder,
+    check_names,
+    names_written,
+    read_hf_config,
+    write_hf_folder,
+)
 from slime.checkpoint.mapping import BoundEntry, Mapping, load_mapping
 from slime.checkpoint.saved_names import GATE_UP_PARTS, GATE_UP_STACK, Place, saved_place
 from slime.checkpoint.torch_dist import (
@@ -211,6 +218,8 @@ def torch_dist_to_hf(
 ) -> None:
     """Write the weights of a Megatron checkpoint as a Hugging Face folder.
 
+    What an interrupted conversion has in whole files is kept.
+
     Args:
         source: an iteration, or the folder that names its latest one.
         origin: a folder of the same architecture, whose config, tokenizer and templates are copied.
@@ -232,16 +241,27 @@ def torch_dist_to_hf(
     bounds = list(mapping.parameters(dims))
     _check_stored(stored, bounds, dims, folder.path)
     expected = {name for bound in bounds for name in bound.hf_names}
+    key = json.dumps(
+        {
+            "checkpoint": str(folder.path.resolve()),
+            "written": (folder.path / "metadata.json").stat().st_mtime_ns,
+            "config": config,
+            "file_bytes": max_shard_bytes,
+        }
+    )
+    done = names_written(target, key)
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for number, bound in enumerate(bounds):
             report(number, len(bounds), bound.megatron_name)
             for one, pieces in _matrices(bound, dims):
-                yield from zip(one.hf_names, _to_hf(one, pieces, folder), strict=True)
+                if not done.issuperset(one.hf_names):
+                    parts = zip(one.hf_names, _to_hf(one, pieces, folder), strict=True)
+                    yield from ((name, part) for name, part in parts if name not in done)
         if adds_missing:
             with HfFolder(origin) as hf:
                 for name in hf.names():
-                    if name not in expected and name in mapping.redundant_hf_names(dims):
+                    if name not in expected | done and name in mapping.redundant_hf_names(dims):
                         yield name, hf.tensor(name)
         report(len(bounds), len(bounds), "done")
 
@@ -255,6 +275,7 @@ def torch_dist_to_hf(
         overwrite=overwrite,
         expected=None if adds_missing else expected,
         verifies=True,
+        resume_key=key,
         **options,
     )
 

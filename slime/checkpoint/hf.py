@@ -1,6 +1,5 @@
 """Hugging Face folders: safetensors read tensor by tensor, and written as a stream of shards."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -30,6 +29,8 @@ MAX_SHARD_BYTES = 5 * 1024**3
 # open, and one of which much was read is opened anew.
 _MAX_OPEN_FILES = 3
 _MAX_MAPPED_BYTES = 2**30
+# In a folder that grows: what is written there.
+_RESUME_NAME = "resume.key"
 # What a model folder holds besides weights: config, tokenizer, templates, custom code.
 _COMPANION_SUFFIXES = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".py"}
 
@@ -229,6 +230,7 @@ def write_hf_folder(
     overwrite: bool = False,
     config_changes: Mapping[str, Any] | None = None,
     verifies: bool = False,
+    resume_key: str | None = None,
 ) -> None:
     """Write a folder that `AutoModelForCausalLM` loads, as the tensors come.
 
@@ -245,6 +247,8 @@ def write_hf_folder(
         overwrite: replace a folder that is there.
         config_changes: keys of the written config that differ.
         verifies: read every file again and compare.
+        resume_key: says what is written. An interrupted write stays as far as its files are whole, and
+            one with the same key goes on there: `tensors` then leaves out `names_written`.
 
     Raises:
         CheckpointError: `path` is there and not empty, a name came twice, or the names are not
@@ -257,42 +261,81 @@ def write_hf_folder(
         )
     config = read_hf_config(config_from)
     tied = bool(config.get("tie_word_embeddings", False))
-    partial = target.with_name(f"{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial = _partial_of(target)
+    written = _written_shards(partial, resume_key)
+    if not written:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        if resume_key is not None:
+            (partial / _RESUME_NAME).write_text(resume_key, encoding="utf-8")
+    shards = _ShardWriter(partial, max_shard_bytes, written, verifies=verifies)
     try:
-        shards = _ShardWriter(partial, max_shard_bytes, verifies=verifies)
-        with contextlib.closing(shards):
-            for name, tensor in tensors:
-                if not (tied and name == "lm_head.weight"):
-                    shards.add(name, _prepare(tensor, None if name in keep_dtype else dtype))
+        for name, tensor in tensors:
+            if not (tied and name == "lm_head.weight"):
+                shards.add(name, _prepare(tensor, None if name in keep_dtype else dtype))
         if expected is not None:
             check_names(shards.shard_of, expected, where=f"the model written to {target}")
         shards.finish()
         _copy_companions(Path(config_from), partial)
         _write_config(partial, config, shards.main_dtype(), config_changes or {})
         _put_in_place(partial, target)
-    except OSError as error:
-        message = write_failure(target, error)
-        shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(message) from error
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+    except BaseException as error:
+        shards.abandon()
+        if resume_key is None:
+            shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise CheckpointError(write_failure(target, error)) from error
         raise
 
 
-class _ShardWriter:
-    """Tensors into files of at most `max_bytes` as they come, named when all are there and counted."""
+def names_written(path: str | Path, resume_key: str) -> set[str]:
+    """Names that an interrupted `write_hf_folder` with this key has in whole files."""
+    shards = _written_shards(_partial_of(Path(path)), resume_key)
+    return {name for sizes in shards for name in sizes}
 
-    def __init__(self, folder: Path, max_bytes: int, *, verifies: bool) -> None:
+
+# Name -> (dtype as torch spells it, bytes) of the tensors in one file.
+_Contents = dict[str, tuple[str, int]]
+
+
+def _partial_of(target: Path) -> Path:
+    return target.with_name(f"{target.name}.partial")
+
+
+def _written_shards(partial: Path, resume_key: str | None) -> list[_Contents]:
+    """What is in the whole files of an interrupted write with this key, in order."""
+    key = partial / _RESUME_NAME
+    if resume_key is None or not key.is_file() or key.read_text(encoding="utf-8") != resume_key:
+        return []
+    shards: list[_Contents] = []
+    while (contents := partial / f"shard-{len(shards)}.json").is_file():
+        rows = cast("dict[str, list[Any]]", _read_json(contents))
+        shards.append({name: (str(dtype), int(size)) for name, (dtype, size) in rows.items()})
+    return shards
+
+
+class _ShardWriter:
+    """Tensors into files of at most `max_bytes` as they come, named when all are there and counted.
+
+    Args:
+        written: the files that are there already.
+    """
+
+    def __init__(
+        self, folder: Path, max_bytes: int, written: list[_Contents], *, verifies: bool
+    ) -> None:
         self._verifies = verifies
         self.shard_of: dict[str, int] = {}
         self._folder = folder
         self._max_bytes = max_bytes
         self._file: SafetensorsFile | None = None
+        self._contents: _Contents = {}
         self._num_shards = 0
         self._total_bytes = 0
         self._bytes_by_dtype: dict[torch.dtype, int] = {}
+        for contents in written:
+            self._count(contents)
+            self._num_shards += 1
 
     def add(self, name: str, tensor: Tensor) -> None:
         if name in self.shard_of:
@@ -301,13 +344,18 @@ class _ShardWriter:
             self.close()
         if self._file is None:
             self._file = SafetensorsFile(self._path(self._num_shards))
-            self._num_shards += 1
         self._file.add(name, tensor)
-        self.shard_of[name] = self._num_shards - 1
-        self._total_bytes += tensor.nbytes
-        if tensor.is_floating_point():
-            size = self._bytes_by_dtype.get(tensor.dtype, 0)
-            self._bytes_by_dtype[tensor.dtype] = size + tensor.nbytes
+        row = (str(tensor.dtype).removeprefix("torch."), tensor.nbytes)
+        self._contents[name] = row
+        self._count({name: row})
+
+    def _count(self, contents: _Contents) -> None:
+        for name, (word, size) in contents.items():
+            self.shard_of[name] = self._num_shards
+            self._total_bytes += size
+            dtype = cast(torch.dtype, getattr(torch, word))
+            if dtype.is_floating_point:
+                self._bytes_by_dtype[dtype] = self._bytes_by_dtype.get(dtype, 0) + size
 
     def main_dtype(self) -> torch.dtype | None:
         """The floating-point dtype most bytes have."""
@@ -319,6 +367,14 @@ class _ShardWriter:
             self._file.close()
             if self._verifies:
                 self._file.verify()
+            _write_json(self._contents_path(self._num_shards), self._contents)
+            self._file, self._contents = None, {}
+            self._num_shards += 1
+
+    def abandon(self) -> None:
+        """Forget the file that is being written; those before it stay."""
+        if self._file is not None:
+            self._file.abandon()
             self._file = None
 
     def finish(self) -> None:
@@ -326,6 +382,9 @@ class _ShardWriter:
         if not self.shard_of:
             raise CheckpointError(f"No tensor came for {self._folder}; there is nothing to write.")
         self.close()
+        for number in range(self._num_shards):
+            self._contents_path(number).unlink()
+        (self._folder / _RESUME_NAME).unlink(missing_ok=True)
         if self._num_shards == 1:
             self._path(0).rename(self._folder / SINGLE_NAME)
             return
@@ -343,6 +402,9 @@ class _ShardWriter:
 
     def _path(self, shard: int) -> Path:
         return self._folder / f"shard-{shard}.tmp"
+
+    def _contents_path(self, shard: int) -> Path:
+        return self._folder / f"shard-{shard}.json"
 
 
 def _prepare(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -391,5 +453,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     return cast(dict[str, Any], content)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -78,6 +78,11 @@ class SafetensorsFile:
             shutil.copyfileobj(source, target, _BLOCK_BYTES)
         draft.unlink()
 
+    def abandon(self) -> None:
+        """Close and remove what is not whole."""
+        self._stream.close()
+        self._path.unlink(missing_ok=True)
+
     def verify(self) -> None:
         """Read the closed file again.
 

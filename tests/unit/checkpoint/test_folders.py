@@ -87,6 +87,66 @@ def test_an_interrupted_conversion_goes_on(tmp_path: Path, monkeypatch: pytest.M
     assert_equal(tmp_path / "back", model)
 
 
+def test_an_interrupted_way_back_goes_on_with_the_next_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_tiny_family(tmp_path / "model", "qwen3_moe", vocab_size=VOCAB)
+    hf_to_torch_dist(model, tmp_path / "saved")
+    read: list[str] = []
+    real = TorchDistFolder.tensor
+
+    def counting(self: TorchDistFolder, key: str, *part: Any) -> torch.Tensor:
+        read.append(key)
+        if len(read) == 40:
+            raise KeyboardInterrupt
+        return real(self, key, *part)
+
+    def convert(max_shard_bytes: int) -> None:
+        torch_dist_to_hf(
+            tmp_path / "saved", tmp_path / "back", origin=model, max_shard_bytes=max_shard_bytes
+        )
+
+    monkeypatch.setattr(TorchDistFolder, "tensor", counting)
+    with pytest.raises(KeyboardInterrupt):
+        convert(50_000)
+    assert not (tmp_path / "back").exists()
+    files = sorted(path.name for path in (tmp_path / "back.partial").glob("*.tmp"))
+    assert files == [f"shard-{number}.tmp" for number in range(len(files))]
+    assert files
+    before = len(read)
+    convert(50_000)
+    again = read[before:]
+    assert "embedding.word_embeddings.weight" not in again
+    monkeypatch.undo()
+    assert_equal(tmp_path / "back", model)
+    names = {path.name for path in (tmp_path / "back").iterdir()}
+    assert all(name.endswith((".safetensors", "config.json", "index.json")) for name in names)
+    assert not (tmp_path / "back.partial").exists()
+
+
+def test_a_way_back_with_other_words_starts_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_tiny_family(tmp_path / "model", "llama", vocab_size=VOCAB)
+    hf_to_torch_dist(model, tmp_path / "saved")
+    real, calls = TorchDistFolder.tensor, iter(range(20))
+
+    def failing(self: TorchDistFolder, *words: Any) -> torch.Tensor:
+        if next(calls) == 15:
+            raise KeyboardInterrupt
+        return real(self, *words)
+
+    monkeypatch.setattr(TorchDistFolder, "tensor", failing)
+    with pytest.raises(KeyboardInterrupt):
+        torch_dist_to_hf(
+            tmp_path / "saved", tmp_path / "back", origin=model, max_shard_bytes=50_000
+        )
+    monkeypatch.undo()
+    torch_dist_to_hf(tmp_path / "saved", tmp_path / "back", origin=model, max_shard_bytes=10**9)
+    assert_equal(tmp_path / "back", model)
+    assert len(list((tmp_path / "back").glob("*.safetensors"))) == 1
+
+
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     model = make_tiny_family(tmp_path / "model", "llama", vocab_size=VOCAB)
     hf_to_torch_dist(model, tmp_path / "saved")
