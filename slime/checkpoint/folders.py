@@ -6,6 +6,7 @@ what was read last, whatever the size of the model.
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,8 @@ RELEASE = "release"
 # What a checkpoint of training holds besides weights.
 _NO_WEIGHTS = re.compile(r"optimizer|chained|rng_state|opt_param_scheduler|common_state")
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
+# In a checkpoint that grows: what it is converted from.
+_RESUME_NAME = "resume.key"
 
 # what is done, what there is, in words: "layer 3"
 Report = Callable[[int, int, str], None]
@@ -105,8 +108,8 @@ def hf_to_torch_dist(
 ) -> Path:
     """Write `target`/release, a checkpoint of the weights in a Hugging Face folder.
 
-    What an interrupted conversion has written is kept and checked. Every byte is read back and
-    compared before the checkpoint gets its name.
+    What an interrupted conversion of the same files has written is kept and checked; of others, it is
+    removed. Every byte is read back and compared before the checkpoint gets its name.
 
     Args:
         padded_vocab_size: rows of the embedding; the vocabulary's when unset. Trainers that pad to
@@ -127,7 +130,6 @@ def hf_to_torch_dist(
             f"{done} is there; name another folder for --save, or remove it to convert again."
         )
     partial = folder / f"{RELEASE}.partial"
-    partial.mkdir(parents=True, exist_ok=True)
     with HfFolder(source) as hf:
         mapping, dims = _model_of(hf.config, padded_vocab_size)
         check_names(
@@ -136,6 +138,9 @@ def hf_to_torch_dist(
             ignored=mapping.redundant_hf_names(dims),
             where=source,
         )
+        if ranks.rank == 0:
+            _keep_or_clear(partial, _source_key(Path(source), padded_vocab_size))
+        ranks.barrier()
         sections = _sections(mapping, dims)
         own = list(sections)[ranks.rank :: ranks.size]
         for number, name in enumerate(own):
@@ -147,10 +152,37 @@ def hf_to_torch_dist(
     ranks.barrier()
     if ranks.rank == 0:
         finish_checkpoint(partial, list(sections), {"checkpoint_version": 3.0, "iteration": 0})
+        (partial / _RESUME_NAME).unlink()
         partial.rename(done)
         (folder / TRACKER_FILE).write_text(RELEASE)
     ranks.barrier()
     return done
+
+
+def _source_key(source: Path, padded_vocab_size: int | None) -> str:
+    """Says which files are converted, and to what: another key is another checkpoint."""
+    files = {
+        path.name: (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(source.glob("*.safetensors"))
+    }
+    return json.dumps(
+        {
+            "source": str(source.resolve()),
+            "files": files,
+            "config": read_hf_config(source),
+            "padded_vocab_size": padded_vocab_size,
+        }
+    )
+
+
+def _keep_or_clear(partial: Path, key: str) -> None:
+    """Leave `partial` as it is when it was begun with this key, and else begin it anew."""
+    written = partial / _RESUME_NAME
+    if written.is_file() and written.read_text(encoding="utf-8") == key:
+        return
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    written.write_text(key, encoding="utf-8")
 
 
 def _model_of(config: dict[str, Any], padded_vocab_size: int | None) -> tuple[Mapping, ModelDims]:

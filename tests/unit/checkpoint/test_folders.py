@@ -87,6 +87,34 @@ def test_an_interrupted_conversion_goes_on(tmp_path: Path, monkeypatch: pytest.M
     assert_equal(tmp_path / "back", model)
 
 
+@pytest.mark.parametrize("same_path", [True, False])
+def test_what_another_model_has_begun_is_not_taken_up(
+    same_path: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Path(make_tiny_family(tmp_path / "first", "qwen3", vocab_size=VOCAB))
+    second = tmp_path / "second"
+    shifted = {name: tensor + 1 for name, tensor in tensors_of(first).items()}
+    write_hf_folder(second, shifted.items(), config_from=first)
+    verify, calls = folders.verify_section, iter(range(9))
+
+    def failing(partial: Path, name: str) -> None:
+        verify(partial, name)
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(folders, "verify_section", failing)
+    with pytest.raises(KeyboardInterrupt):
+        hf_to_torch_dist(first, tmp_path / "saved")
+    monkeypatch.undo()
+    if same_path:
+        first.rename(tmp_path / "away")
+        second = second.rename(first)
+    done = hf_to_torch_dist(second, tmp_path / "saved")
+    assert not (done / "resume.key").exists()
+    torch_dist_to_hf(tmp_path / "saved", tmp_path / "back", origin=second)
+    assert_equal(tmp_path / "back", second)
+
+
 def test_an_interrupted_way_back_goes_on_with_the_next_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
