@@ -236,7 +236,7 @@ def run_rank(options: argparse.Namespace, rank: int) -> None:
         metrics = trainer.train_step(step, loss_fn)
         torch.cuda.synchronize()
         seconds.append(time.monotonic() - start)
-        if number > options.warmup and time.monotonic() - started > options.limit_s:
+        if number > options.warmup and on_all_ranks(time.monotonic() - started > options.limit_s):
             break
     peak = torch.cuda.max_memory_allocated()
     if options.profile:
@@ -255,7 +255,7 @@ def run_rank(options: argparse.Namespace, rank: int) -> None:
         "whole_step": not options.forward_backward,
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
-        "attention": attention_name(),
+        "attention": attention_name(options.words),
         "tokens_per_step": sum(lengths),
         "sample_tokens": [min(lengths), max(lengths)],
         "micro_batches_per_rank": len(plan.micro_batches),
@@ -277,8 +277,17 @@ def run_rank(options: argparse.Namespace, rank: int) -> None:
     sys.stdout.write(json.dumps(report) + "\n")
 
 
-def attention_name() -> str:
+def on_all_ranks(is_late: bool) -> bool:
+    """What rank 0 says: clocks differ, and ranks that end at different steps wait for ever."""
+    flag = torch.tensor(float(is_late), device="cuda")
+    torch.distributed.broadcast(flag, 0)
+    return bool(flag)
+
+
+def attention_name(words: str) -> str:
     """The attention kernel in use."""
+    if "transformer_engine" in words:
+        return "TransformerEngine"
     from slime.backends.megatron.attention import flash_attention_4
 
     return "torch varlen_attn" if flash_attention_4() is None else "flash-attn-4"

@@ -4,8 +4,11 @@ Called as `python feature_cases.py RANK WORLD_SIZE PORT FOLDER NAME...`; rank 0 
 FOLDER/NAME.pt. The references are made in the test's own process.
 """
 
+import faulthandler
 import gc
+import signal
 import sys
+import time
 import traceback
 from dataclasses import replace
 from functools import partial
@@ -177,8 +180,10 @@ def main() -> None:
     rank, world_size, port = (int(word) for word in sys.argv[1:4])
     folder = Path(sys.argv[4])
     torch.set_num_threads(1)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     ranks = Ranks(rank, world_size, port)
     for name in sys.argv[5:]:
+        sys.stderr.write(f"{time.monotonic():.1f} s: {name}\n")
         try:
             content = run_case(name, ranks, folder)
         except BaseException:

@@ -6,9 +6,13 @@ after the other in one process group; rank 0 leaves FOLDER/NAME.pt. The referenc
 """
 
 import contextlib
+import faulthandler
 import gc
 import logging
+import re
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
@@ -339,6 +343,13 @@ def log_lines(name: str) -> Generator[list[str]]:
         target.setLevel(before)
 
 
+def _sizes(name: str) -> list[str]:
+    """Parallel sizes of a case: groups of the same sizes are used again, new ones cost seconds."""
+    case = (CASES | BF16_CASES | TE_CASES | CONVERSIONS | RESHARDS | CUTS)[name]
+    words = case.saved if isinstance(case, Reshard) else case.words
+    return sorted(re.findall(r"--\S+(?:-parallel-size|virtual\S+) \d+", words))
+
+
 def main() -> None:
     """All named cases; a case that fails leaves its traceback and ends this process."""
     rank, world_size, port, folder = (
@@ -348,8 +359,10 @@ def main() -> None:
         sys.argv[4],
     )
     torch.set_num_threads(1)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     ranks = Ranks(rank, world_size, port)
-    for name in sys.argv[5:]:
+    for name in sorted(sys.argv[5:], key=_sizes):
+        sys.stderr.write(f"{time.monotonic():.1f} s: {name}\n")
         try:
             if name in RESHARDS:
                 content = run_reshard(name, ranks, Path(folder))

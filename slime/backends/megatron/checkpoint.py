@@ -41,7 +41,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save as save_state_dict
 
 from slime.backends.megatron.optimizer import megatron_optimizers, torch_optimizers
-from slime.backends.megatron.parallel import dp_cp_group, pp_group, tp_group
+from slime.backends.megatron.parallel import barrier, dp_cp_group, pp_group, tp_group
 from slime.backends.megatron.sources import Source
 from slime.config.checkpoints import TRACKER_FILE
 from slime.config.config import Config
@@ -113,7 +113,7 @@ def _save(state: TrainState, target: Path, rollout_id: int, *, with_optimizer: b
     if dist.get_rank() == 0:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-    dist.barrier()
+    barrier()
     content = _sharded_content(state, with_optimizer=with_optimizer, is_loading=False)
     content |= {"iteration": rollout_id, "checkpoint_version": 3.0, "args": _plain(state.args)}
     dist_checkpointing.save(
@@ -122,12 +122,12 @@ def _save(state: TrainState, target: Path, rollout_id: int, *, with_optimizer: b
         FullyParallelSaveStrategyWrapper(_DirectSave(), dp_cp_group()),  # pyright: ignore[reportArgumentType]
         content_metadata={k: v for k, v in _metadata().items() if k != "dp_cp_group"},
     )
-    dist.barrier()
+    barrier()
     if dist.get_rank() == 0:
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
         _write_latest(root, rollout_id)
-    dist.barrier()
+    barrier()
 
 
 def _write_latest(root: Path, rollout_id: int) -> None:

@@ -67,7 +67,11 @@ def join_process_group(
     master_addr: str,
     master_port: int,
 ) -> None:
-    """Join the default process group, NCCL on CUDA and gloo on CPU; keep the one that exists."""
+    """Join the default process group, NCCL on CUDA and gloo on CPU; keep the one that exists.
+
+    NCCL's communicators are made at their first use: Megatron makes some twenty groups, many of
+    which never speak, and with `device_id` here each would cost half a second and 0.3 GiB.
+    """
     if dist.is_initialized():
         return
     # Megatron's checkpoints and Gloo groups read these.
@@ -76,9 +80,6 @@ def join_process_group(
     if _is_loopback(master_addr) and sys.platform == "linux":
         # Gloo listens at the address of the host's name, which is often one that others reach.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    if device.type == "cuda":
-        # Else each communicator takes its memory in pieces of 2 MiB, and Megatron makes some twenty.
-        os.environ.setdefault("NCCL_CUMEM_ENABLE", "0")
     timeout = timedelta(minutes=config.distributed_timeout_minutes)
     dist.init_process_group(
         backend="nccl" if device.type == "cuda" else "gloo",
@@ -86,7 +87,6 @@ def join_process_group(
         rank=rank,
         world_size=world_size,
         timeout=timeout,
-        device_id=device if device.type == "cuda" else None,
     )
 
 

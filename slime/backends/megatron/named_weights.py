@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from slime.backends.megatron.parallel import (
+    barrier,
     ep_group,
     etp_group,
     gather_over,
@@ -218,4 +219,4 @@ def save_hf(
     else:
         for _ in weights:  # the gathers need every rank
             pass
-    dist.barrier()
+    barrier()

@@ -75,6 +75,12 @@ def _all_groups() -> list[dist.ProcessGroup]:
     return list(registry._world.pg_map)
 
 
+def barrier() -> None:
+    """Wait for all ranks."""
+    is_nccl = dist.get_backend() == dist.Backend.NCCL
+    dist.barrier(device_ids=[torch.cuda.current_device()] if is_nccl else None)
+
+
 def dp_group() -> dist.ProcessGroup:
     """Ranks with other samples and the same part of the model."""
     return cast(dist.ProcessGroup, parallel_state.get_data_parallel_group())
