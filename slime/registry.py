@@ -71,6 +71,15 @@ ARCHITECTURES = Table(
     },
 )
 
+# Keyed by model_type too: (args, config, vp_stage) -> the layers, as --spec names them, of those
+# architectures that `slime.backends.megatron.specs.block_spec` alone does not make.
+LAYERS = Table(
+    "layer spec",
+    {
+        "glm4": "slime_plugins.models.glm4:get_glm_spec",
+    },
+)
+
 # async (args, sample) -> float or dict; the names are those of --rm-type.
 REWARDS = Table(
     "reward",
@@ -104,4 +113,12 @@ TRACKERS = Table(
     },
 )
 
-TABLES: tuple[Table, ...] = (ALGORITHMS, ARCHITECTURES, REWARDS, ENGINES, TRANSPORTS, TRACKERS)
+TABLES: tuple[Table, ...] = (
+    ALGORITHMS,
+    ARCHITECTURES,
+    LAYERS,
+    REWARDS,
+    ENGINES,
+    TRANSPORTS,
+    TRACKERS,
+)

@@ -77,6 +77,7 @@ def _ep(size: int) -> str:
     return f"--expert-model-parallel-size {size}"
 
 
+_PROVIDER = "--custom-model-provider-path support.spec_plugin.provide"
 _VPP = "--num-virtual-stages-per-pipeline-rank 2"
 
 CASES: dict[str, Case] = {
@@ -90,6 +91,7 @@ CASES: dict[str, Case] = {
     "tp2 sp recompute": Case("qwen3", f"{_tp(2)} {_SP} {_RECOMPUTE}"),
     "pp2 first 1": Case("qwen3_untied", f"{_pp(2)} --decoder-first-pipeline-num-layers 1"),
     "pp2 vpp2 tied overlap": Case("qwen3", f"{_pp(2)} {_VPP} {_DP}"),
+    "pp2 vpp2 tied, model provider": Case("qwen3", f"{_pp(2)} {_VPP} {_PROVIDER}"),
     "cp2 overlap": Case("qwen3_untied", f"{_cp(2)} {_DP}"),
     "glm4 tp2 sp": Case("glm4", f"{_tp(2)} {_SP}"),
     "glm4 cp2": Case("glm4", _cp(2)),
