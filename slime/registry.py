@@ -68,6 +68,7 @@ ARCHITECTURES = Table(
         "glm4": "slime.checkpoint.architectures.glm4:GLM4",
         "glm4_moe": "slime.checkpoint.architectures.glm4_moe:GLM4_MOE",
         "deepseek_v3": "slime.checkpoint.architectures.deepseek_v3:DEEPSEEK_V3",
+        "olmo2": "slime.checkpoint.architectures.olmo2:OLMO2",
     },
 )
 
@@ -77,6 +78,7 @@ LAYERS = Table(
     "layer spec",
     {
         "glm4": "slime_plugins.models.glm4:get_glm_spec",
+        "olmo2": "slime_plugins.models.olmo2:get_olmo2_spec",
     },
 )
 

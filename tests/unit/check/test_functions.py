@@ -125,6 +125,7 @@ def test_classes_and_their_bases(folder: Path, name: str) -> None:
         ("functions_of_a_user get_specs", "--spec: cannot load 'functions_of_a_user.get_specs'"),
         ("functions_of_a_user", "must be a module and a function in it"),
         ("slime_plugins.models.glm4 get_glm_spec", None),
+        ("slime_plugins.models.olmo2 get_olmo2_spec", None),
     ],
 )
 def test_the_function_of_spec_is_checked_too(folder: Path, words: str, part: str | None) -> None:

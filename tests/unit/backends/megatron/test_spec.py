@@ -1,7 +1,9 @@
 """Layers and models of the user's own, by --spec and --custom-model-provider-path."""
 
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -87,6 +89,7 @@ def test_the_spec_of_one_layer_stands_for_all(model: str) -> None:
     ("model_type", "words"),
     [
         ("glm4", "--spec slime_plugins.models.glm4 get_glm_spec"),
+        ("olmo2", "--spec slime_plugins.models.olmo2 get_olmo2_spec"),
     ],
 )
 def test_a_documented_spec_gives_the_bits_of_the_family_without_it(
@@ -149,3 +152,13 @@ def test_a_weight_of_another_shape_is_named_when_it_loads(model: str) -> None:
     message = r"layers\.0\.input_layernorm\.weight is \[1\] in the model, but \[64\] by the table"
     with pytest.raises(ShapeMismatch, match=message):
         trainer.load()
+
+
+def test_olmo2_is_not_cut_through_a_key_head() -> None:
+    from slime_plugins.models.olmo2 import get_olmo2_spec
+
+    config: Any = SimpleNamespace(
+        num_attention_heads=8, num_query_groups=2, tensor_model_parallel_size=4
+    )
+    with pytest.raises(ConfigError, match="size 4 does not divide the 2 key heads"):
+        get_olmo2_spec(argparse.Namespace(), config)
