@@ -200,8 +200,8 @@ def _layer_spec(
         return layers_of(where, spec_path(args.spec), args, transformer, vp_stage)
     model_type = architecture.model_type
     if model_type in LAYERS:
-        where = f"layers of {model_type}, {LAYERS.entries[model_type]}"
-        return layers_of(where, LAYERS.entries[model_type], args, transformer, vp_stage)
+        path = LAYERS.path(model_type)
+        return layers_of(f"layers of {model_type}, {path}", path, args, transformer, vp_stage)
     return block_spec(transformer, vp_stage=vp_stage, parts=chosen_parts(args))
 
 
