@@ -154,6 +154,16 @@ def test_a_weight_of_another_shape_is_named_when_it_loads(model: str) -> None:
         trainer.load()
 
 
+def test_heads_that_a_subclass_changes_are_never_made_by_the_kernel(tmp_path: Path) -> None:
+    def can_fuse(model_type: str) -> bool:
+        folder = make_tiny_family(tmp_path / model_type, model_type, vocab_size=VOCAB)
+        trainer = start_trainer(trainer_config(folder))
+        return trainer._bare[0].decoder.layers[0].self_attention._can_fuse()
+
+    assert can_fuse("glm4")
+    assert not can_fuse("olmo2")
+
+
 def test_olmo2_is_not_cut_through_a_key_head() -> None:
     from slime_plugins.models.olmo2 import get_olmo2_spec
 
