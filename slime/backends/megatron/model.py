@@ -20,7 +20,7 @@ from megatron.training.arguments import core_transformer_config_from_args
 from slime.backends.megatron.critic import add_value_head
 from slime.backends.megatron.layers import PackedRotary
 from slime.backends.megatron.named_weights import Architecture, global_weights
-from slime.backends.megatron.parallel import cp_group, objects_of_all_stages
+from slime.backends.megatron.parallel import objects_of_all_stages
 from slime.backends.megatron.specs import block_spec, chosen_parts
 from slime.backends.megatron.user_models import layers_of, model_of
 from slime.checkpoint.convert import check_hf_against_flags
@@ -82,7 +82,7 @@ def _build_chunk(
         model = model_of(config.custom_model_provider_path, pre, post, vp_stage)
     else:
         model = _gpt_model(args, transformer, architecture, pre, post, vp_stage)
-    _rotate_packs(model, args, transformer)
+    _rotate_packs(model)
     return model
 
 
@@ -164,28 +164,16 @@ def _gpt_model(
         rotary_base=args.rotary_base,
         rope_scaling=args.use_rope_scaling,
         rope_scaling_factor=args.rope_scaling_factor,
+        seq_len_interpolation_factor=args.rotary_seq_len_interpolation_factor,
         vp_stage=vp_stage,
     )
 
 
-def _rotate_packs(model: Any, args: argparse.Namespace, transformer: TransformerConfig) -> None:
-    """Give a model that has Megatron's rotary angles those of packs in their place."""
-    if type(getattr(model, "rotary_pos_emb", None)) is not RotaryEmbedding:
-        return
-    if transformer.multi_latent_attention:  # it has angles of its own
-        return
-    assert transformer.kv_channels is not None, "set by TransformerConfig"
-    model.rotary_pos_emb = PackedRotary(
-        kv_channels=transformer.kv_channels,
-        rotary_percent=args.rotary_percent,
-        rotary_interleaved=transformer.rotary_interleaved,
-        seq_len_interpolation_factor=args.rotary_seq_len_interpolation_factor,
-        rotary_base=args.rotary_base,
-        rope_scaling=args.use_rope_scaling,
-        rope_scaling_factor=args.rope_scaling_factor,
-        use_cpu_initialization=transformer.use_cpu_initialization,
-        cp_group=cp_group(),
-    )
+def _rotate_packs(model: torch.nn.Module) -> None:
+    """Let a model that has Megatron's rotary angles have those of packs, of the same numbers."""
+    rotary = getattr(model, "rotary_pos_emb", None)  # multi-latent attention has its own
+    if type(rotary) is RotaryEmbedding:
+        rotary.__class__ = PackedRotary
 
 
 def _layer_spec(
