@@ -5,7 +5,7 @@ import functools
 import importlib
 import inspect
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +98,9 @@ HOOKS: dict[str, Hook] = {
 }
 
 
+# The function behind Megatron's own flag --spec, which names it by two words.
+SPEC_HOOK = Hook("fn(args, config, vp_stage)", 3)
+
 # Documented paths of functions that are built in: no module has them.
 BUILT_IN_PATHS = frozenset({"slime.backends.megatron_utils.loss.icepop_function"})
 
@@ -157,9 +160,18 @@ def check_signature(dest: str, function: Any, *, path: str = "") -> None:
         ConfigError: not callable, other parameters, or async where slime does not await (and the
             other way round).
     """
-    hook = HOOKS[dest]
-    flag = "--" + dest.replace("_", "-")
-    where = f"{flag} {path}".strip()
+    check_callable(f"--{dest.replace('_', '-')} {path}".strip(), HOOKS[dest], function)
+
+
+def check_callable(where: str, hook: Hook, function: Any) -> None:
+    """Nothing, when slime can call `function` as `hook` says.
+
+    Args:
+        where: the flag and what the user wrote after it, for the message.
+
+    Raises:
+        ConfigError: as `check_signature`.
+    """
     if not callable(function):
         raise ConfigError(f"{where}: must be callable as {hook.call}, found {function!r}")
     missing = [name for name in hook.methods if not hasattr(function, name)]
@@ -167,6 +179,20 @@ def check_signature(dest: str, function: Any, *, path: str = "") -> None:
         raise ConfigError(f"{where}: must be a class {hook.call} with {', '.join(missing)} too")
     _check_parameters(where, hook, function)
     _check_async(where, hook, function)
+
+
+def spec_path(words: Sequence[str]) -> str:
+    """The dotted path in the words of --spec, `package.module function`.
+
+    Raises:
+        ConfigError: there are not two.
+    """
+    if len(words) != 2:
+        raise ConfigError(
+            f"--spec {' '.join(words)}: must be a module and a function in it, as in --spec "
+            "slime_plugins.models.glm4 get_glm_spec"
+        )
+    return ".".join(words)
 
 
 def accepts_keyword(function: Callable[..., Any], name: str) -> bool:

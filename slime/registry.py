@@ -1,6 +1,8 @@
 """Everything that can be plugged in by name: name -> "module:attribute", imported on demand."""
 
+import functools
 import importlib
+import importlib.metadata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,20 +13,37 @@ from slime.plugins import nearest
 
 @dataclass(frozen=True)
 class Table:
-    """One kind of thing: what it is called in messages, and where each name leads."""
+    """One kind of thing: what it is called in messages, and where each name leads.
+
+    Attributes:
+        group: of entry points, by which installed packages add names; None = they cannot.
+    """
 
     title: str
     entries: dict[str, str]
+    group: str | None = None
 
     def names(self) -> tuple[str, ...]:
-        """The known names, as they are written below."""
-        return tuple(self.entries)
+        """The known names: as they are written below, then those of installed packages."""
+        return tuple({**self.entries, **_installed(self.group)})
+
+    def path(self, name: str) -> str:
+        """The "module:attribute" that `name` leads to; a package cannot take a name below."""
+        return self.entries.get(name) or _installed(self.group)[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self.entries
+        return name in self.entries or name in _installed(self.group)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.entries)
+        return iter(self.names())
+
+
+@functools.cache
+def _installed(group: str | None) -> dict[str, str]:
+    """Names that installed packages add to a table."""
+    if group is None:
+        return {}
+    return {point.name: point.value for point in importlib.metadata.entry_points(group=group)}
 
 
 def lookup(table: Table, name: str) -> Any:
@@ -38,7 +57,7 @@ def lookup(table: Table, name: str) -> Any:
         raise ConfigError(
             f"unknown {table.title} {name!r}{nearest(name, table.names())}; known: {known}"
         )
-    module_name, _, attribute = table.entries[name].partition(":")
+    module_name, _, attribute = table.path(name).partition(":")
     return getattr(importlib.import_module(module_name), attribute)
 
 
@@ -68,7 +87,20 @@ ARCHITECTURES = Table(
         "glm4": "slime.checkpoint.architectures.glm4:GLM4",
         "glm4_moe": "slime.checkpoint.architectures.glm4_moe:GLM4_MOE",
         "deepseek_v3": "slime.checkpoint.architectures.deepseek_v3:DEEPSEEK_V3",
+        "olmo2": "slime.checkpoint.architectures.olmo2:OLMO2",
     },
+    group="slime.architectures",
+)
+
+# Keyed by model_type too: (args, config, vp_stage) -> the layers, as --spec names them, of those
+# architectures that `slime.backends.megatron.specs.block_spec` alone does not make.
+LAYERS = Table(
+    "layer spec",
+    {
+        "glm4": "slime_plugins.models.glm4:get_glm_spec",
+        "olmo2": "slime_plugins.models.olmo2:get_olmo2_spec",
+    },
+    group="slime.layers",
 )
 
 # async (args, sample) -> float or dict; the names are those of --rm-type.
@@ -104,4 +136,12 @@ TRACKERS = Table(
     },
 )
 
-TABLES: tuple[Table, ...] = (ALGORITHMS, ARCHITECTURES, REWARDS, ENGINES, TRANSPORTS, TRACKERS)
+TABLES: tuple[Table, ...] = (
+    ALGORITHMS,
+    ARCHITECTURES,
+    LAYERS,
+    REWARDS,
+    ENGINES,
+    TRANSPORTS,
+    TRACKERS,
+)

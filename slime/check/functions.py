@@ -1,7 +1,7 @@
 """check_functions(): functions named in flags are there and fit, read from their source alone.
 
 A run imports them (`config/hooks.py`), which may take long or need a GPU. Here a stand-in with the
-same parameters goes through the very same judgement, `plugins.check_signature`.
+same parameters goes through the very same judgement, `plugins.check_callable`.
 """
 
 import ast
@@ -12,9 +12,10 @@ from typing import Any, cast
 
 from slime.check.modules import Found, Function, Module, Modules, top_level_imports
 from slime.config.config import Config
+from slime.config.foreign import megatron_values
 from slime.config.problems import Problems
 from slime.errors import ConfigError
-from slime.plugins import BUILT_IN_PATHS, HOOKS, check_signature
+from slime.plugins import BUILT_IN_PATHS, HOOKS, SPEC_HOOK, Hook, check_callable, spec_path
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,10 @@ def check_functions(config: Config, problems: Problems, modules: Modules) -> Non
                 with problems.caught():
                     _check(name, path, modules)
     with problems.caught():
+        if (words := megatron_values(view.megatron_argv)["spec"]) is not None:
+            where = f"--spec {' '.join(words)}"
+            _check_path("--spec", where, SPEC_HOOK, spec_path(words), modules)
+    with problems.caught():
         for dataset in view.eval_datasets:
             for name in ("custom_rm_path", "custom_generate_function_path"):
                 path: str | None = getattr(dataset, name)
@@ -46,8 +51,12 @@ def _paths(value: Any) -> tuple[str, ...]:
 
 
 def _check(dest: str, path: str, modules: Modules) -> None:
-    module_name, _, name = path.replace(":", ".").rpartition(".")
     flag = "--" + dest.replace("_", "-")
+    _check_path(flag, f"{flag} {path}", HOOKS[dest], path, modules)
+
+
+def _check_path(flag: str, where: str, hook: Hook, path: str, modules: Modules) -> None:
+    module_name, _, name = path.replace(":", ".").rpartition(".")
     if not module_name or not name:
         raise ConfigError(f"{flag}: {path!r} is no dotted path; write package.module.function")
     try:
@@ -70,7 +79,7 @@ def _check(dest: str, path: str, modules: Modules) -> None:
     if stand_in is None:
         logger.warning("%s %s is there; only the run can check its parameters", flag, path)
         return
-    check_signature(dest, stand_in, path=path)
+    check_callable(where, hook, stand_in)
 
 
 def _check_imports(module: Module, modules: Modules) -> None:

@@ -1,20 +1,20 @@
 """A Hugging Face config in Megatron's flags: derived from it, and held against those given.
 
-What no flag of Megatron expresses follows from the model_type in the trainer: GLM-4's second norms.
+What no flag of Megatron expresses is in the layers of the family (`slime.registry.LAYERS`).
 """
 
-import math
 from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
 from slime.checkpoint.dims import MLADims, ModelDims
+from slime.checkpoint.mapping import load_mapping
 from slime.checkpoint.moe_flags import moe_settings
 from slime.checkpoint.rope_flags import rope_settings, rotary_percent
 from slime.checkpoint.settings import Setting
 from slime.errors import ConfigError
+from slime.registry import ARCHITECTURES
 
-_SUPPORTED = ("llama", "qwen2", "qwen3", "qwen3_moe", "glm4", "glm4_moe", "deepseek_v3")
 _GLM = ("glm4", "glm4_moe")
 
 # Keys that say how layers compute, with the only value that Megatron's layers have. A key that is
@@ -63,42 +63,11 @@ def check_hf_against_flags(hf_config: Mapping[str, Any], megatron: Namespace) ->
 def count_parameters(hf_config: Mapping[str, Any]) -> int:
     """All numbers in the checkpoint of a model with this `config.json`.
 
-    They are those of `Mapping.hf_parameters`, added up without torch, which takes long to import.
-
     Raises:
         ConfigError, CheckpointError: another architecture, or a size is missing.
     """
     _check_supported(hf_config)
-    dims = ModelDims.from_hf_config(hf_config)
-    num_norms = 4 if hf_config["model_type"] == "glm4" else 2
-    layer = _count_attention(dims) + num_norms * dims.hidden
-    num_moe = sum(dims.is_moe_layer(index) for index in range(dims.num_layers))
-    mlps = (dims.num_layers - num_moe) * 3 * dims.hidden * dims.ffn
-    if (moe := dims.moe) is not None:
-        width = moe.num_experts * moe.ffn + moe.shared_ffn
-        has_bias = hf_config["model_type"] != "qwen3_moe"
-        mlps += num_moe * (3 * dims.hidden * width + moe.num_experts * (dims.hidden + has_bias))
-    embeddings = dims.vocab_size * dims.hidden * (1 if dims.tied else 2)
-    return dims.num_layers * layer + mlps + embeddings + dims.hidden
-
-
-def _count_attention(dims: ModelDims) -> int:
-    if dims.mla is None:
-        query, both = dims.query_size, dims.query_size + 2 * dims.key_value_size
-        biases = dims.qkv_bias * both + dims.qk_norm * 2 * dims.head_dim
-        return dims.hidden * (query + both) + biases
-    query, up, rank = dims.axes(("mla_query_size", "mla_kv_up_size", "kv_lora_rank"))
-    shapes = [
-        dims.axes(("mla_kv_down_size", "hidden")),
-        (up, rank),
-        (rank,),
-        dims.axes(("mla_output_size", "hidden")),
-    ]
-    if (low := dims.mla.q_lora_rank) is None:
-        shapes.append((query, dims.hidden))
-    else:
-        shapes += [(low, dims.hidden), (query, low), (low,)]
-    return sum(map(math.prod, shapes))
+    return load_mapping(hf_config["model_type"]).count_numbers(ModelDims.from_hf_config(hf_config))
 
 
 def _settings(hf_config: Mapping[str, Any]) -> list[Setting]:
@@ -158,10 +127,10 @@ def _mla_settings(mla: MLADims | None) -> list[Setting]:
 
 def _check_supported(hf_config: Mapping[str, Any]) -> None:
     model_type = hf_config.get("model_type")
-    if model_type not in _SUPPORTED:
+    if model_type not in ARCHITECTURES:
         raise ConfigError(
             f"model flags cannot be derived for model_type {model_type!r}, only for "
-            f"{', '.join(_SUPPORTED)}."
+            f"{', '.join(ARCHITECTURES)}. docs/add-a-model.md tells how to add one."
         )
     usual, found = dict(_USUAL), dict(hf_config)
     found["partial_rotary_factor"] = rotary_percent(hf_config)

@@ -5,18 +5,20 @@ behind them relate. Braces in a name stand for several names, in that order: `{q
 `q_proj`, `k_proj`, `v_proj`; in entries of experts `{e}` is the expert's number.
 """
 
+from __future__ import annotations
+
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import override
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, override
 
 from slime.checkpoint import sharding
 from slime.checkpoint.dims import Axis, Feature, ModelDims
-from slime.checkpoint.sharding import Sharding
+from slime.checkpoint.sharding import Sharding, joined, stacked
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Shape = tuple[int, ...]
 
@@ -114,7 +116,7 @@ class Rename(Entry):
     def from_hf(self, tensors: Sequence[Tensor], dims: ModelDims) -> Tensor:
         (tensor,) = tensors
         missing = dims.padded_vocab_size - dims.vocab_size if self.padded_vocab else 0
-        return torch.nn.functional.pad(tensor, (0, 0, 0, missing)) if missing else tensor
+        return joined([tensor, tensor.new_zeros(missing, dims.hidden)]) if missing else tensor
 
     @override
     def to_hf(self, whole: Tensor, dims: ModelDims) -> tuple[Tensor, ...]:
@@ -165,13 +167,14 @@ class FusedQKV(Entry):
     def from_hf(self, tensors: Sequence[Tensor], dims: ModelDims) -> Tensor:
         tail = self._tail(dims)
         grouped = [tensor.reshape(dims.num_query_groups, -1, *tail) for tensor in tensors]
-        return torch.cat(grouped, dim=1).reshape(-1, *tail)
+        return joined(grouped, 1).reshape(-1, *tail)
 
     @override
     def to_hf(self, whole: Tensor, dims: ModelDims) -> tuple[Tensor, ...]:
         tail, queries = self._tail(dims), dims.query_size // dims.num_query_groups
         grouped = whole.reshape(dims.num_query_groups, queries + 2 * dims.head_dim, *tail)
-        split = torch.split(grouped, [queries, dims.head_dim, dims.head_dim], dim=1)
+        key, value = queries, queries + dims.head_dim
+        split = grouped[:, :key], grouped[:, key:value], grouped[:, value:]
         return tuple(tensor.reshape(-1, *tail) for tensor in split)
 
 
@@ -201,7 +204,7 @@ class GateUp(Entry):
 
     @override
     def from_hf(self, tensors: Sequence[Tensor], dims: ModelDims) -> Tensor:
-        return torch.cat(list(tensors))
+        return joined(tensors)
 
     @override
     def to_hf(self, whole: Tensor, dims: ModelDims) -> tuple[Tensor, ...]:
@@ -252,7 +255,7 @@ class ExpertStack(Entry):
     def from_hf(self, tensors: Sequence[Tensor], dims: ModelDims) -> Tensor:
         each = len(tensors) // self.num_experts(dims)
         starts = range(0, len(tensors), each)
-        return torch.stack([self.one.from_hf(tensors[i : i + each], dims) for i in starts])
+        return stacked([self.one.from_hf(tensors[i : i + each], dims) for i in starts])
 
     @override
     def to_hf(self, whole: Tensor, dims: ModelDims) -> tuple[Tensor, ...]:
@@ -260,12 +263,12 @@ class ExpertStack(Entry):
 
     @override
     def shard(self, whole: Tensor, rank: int, size: int) -> Tensor:
-        return torch.stack([self.one.shard(expert, rank, size) for expert in whole])
+        return stacked([self.one.shard(expert, rank, size) for expert in whole])
 
     @override
     def unshard(self, parts: Sequence[Tensor]) -> Tensor:
         experts = zip(*(part.unbind() for part in parts), strict=True)
-        return torch.stack([self.one.unshard(of_expert) for of_expert in experts])
+        return stacked([self.one.unshard(of_expert) for of_expert in experts])
 
 
 def expert_stack(one: Entry) -> ExpertStack:

@@ -3,13 +3,15 @@
 The same table serves load, save, weight sync and tools. The vocabulary of its rows is in `entries`.
 """
 
+from __future__ import annotations
+
 import difflib
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from slime.checkpoint.dims import ModelDims
 from slime.checkpoint.entries import (
@@ -25,6 +27,9 @@ from slime.checkpoint.entries import (
 from slime.checkpoint.sharding import Sharding
 from slime.errors import ShapeMismatch, UnknownParameter
 from slime.registry import ARCHITECTURES, lookup
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "BoundEntry",
@@ -85,7 +90,7 @@ class BoundEntry:
         """Experts in the stack, on all ranks together; None when it is no stack."""
         return self.entry.num_experts(self.dims) if isinstance(self.entry, ExpertStack) else None
 
-    def expert(self, index: int) -> "BoundEntry":
+    def expert(self, index: int) -> BoundEntry:
         """Expert `index` of the whole stack as a parameter of its own, without the dimension E.
 
         Its `shard` and `unshard` take rank and size of the expert-tensor-parallel group.
@@ -226,6 +231,19 @@ class Mapping:
             for name, shape in zip(bound.hf_names, bound.hf_shapes, strict=True)
         }
 
+    def count_numbers(self, dims: ModelDims) -> int:
+        """All numbers in a checkpoint on disk: those of `hf_parameters`, layers of a kind once."""
+        top = (self._bind_top(entry, dims) for entry in self.top)
+        num_moe = sum(dims.is_moe_layer(index) for index in range(dims.num_layers))
+        layers = {True: num_moe, False: dims.num_layers - num_moe}
+        return sum(_numbers(b.hf_shapes) for b in top if not b.is_alias) + sum(
+            count * _numbers(entry.hf_shapes(dims))
+            for is_moe, count in layers.items()
+            if count
+            for entry in self._by_name[is_moe].values()
+            if _applies(entry, dims)
+        )
+
     def hf_buffers(self, dims: ModelDims) -> set[str]:
         """Those of `hf_parameters` that stay fp32 in a folder of another dtype."""
         buffers = (bound for bound in self.parameters(dims) if bound.is_buffer)
@@ -259,6 +277,10 @@ class Mapping:
 
 def _applies(entry: Entry, dims: ModelDims) -> bool:
     return entry.only_if is None or dims.has(entry.only_if)
+
+
+def _numbers(shapes: Sequence[Shape]) -> int:
+    return sum(map(math.prod, shapes))
 
 
 def load_mapping(model_type: str) -> Mapping:

@@ -1,12 +1,17 @@
-"""A whole Megatron tensor cut over the ranks of a tensor-parallel group, and joined again."""
+"""A whole Megatron tensor cut over the ranks of a tensor-parallel group, and joined again.
+
+Tables are read without torch, which takes seconds to import: it is imported with the first tensor.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from slime.errors import ShapeMismatch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # replicated: each rank holds all of it. column: cut along the output, dim 0. row: along the input,
 # dim 1. gate_up: dim 0 holds two matrices; a rank has its part of the first, then of the second.
@@ -33,7 +38,7 @@ def shard(whole: Tensor, sharding: Sharding, rank: int, size: int) -> Tensor:
         )
     if sharding == "gate_up":
         gate, up = whole.chunk(2)
-        return torch.cat([gate.chunk(size)[rank], up.chunk(size)[rank]])
+        return joined([gate.chunk(size)[rank], up.chunk(size)[rank]])
     return whole.chunk(size, dim)[rank]
 
 
@@ -43,5 +48,19 @@ def unshard(parts: Sequence[Tensor], sharding: Sharding) -> Tensor:
         return parts[0]
     if sharding == "gate_up":
         halves = [part.chunk(2) for part in parts]
-        return torch.cat([gate for gate, _ in halves] + [up for _, up in halves])
-    return torch.cat(list(parts), dim=_CUT_DIM[sharding])
+        return joined([gate for gate, _ in halves] + [up for _, up in halves])
+    return joined(parts, _CUT_DIM[sharding])
+
+
+def joined(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """One after the other along `dim`."""
+    import torch
+
+    return torch.cat(list(tensors), dim)
+
+
+def stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """One above the other along a new first dimension."""
+    import torch
+
+    return torch.stack(list(tensors))

@@ -104,7 +104,9 @@ def test_every_file_in_the_tree_of_the_architecture_page_exists():
     page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     tree = page.partition("## 2. The tree")[2].partition("## 3.")[0]
     files = {
-        path.name for part in ("slime", "tools", "scripts") for path in (ROOT / part).rglob("*")
+        path.name
+        for part in ("slime", "slime_plugins", "tools", "scripts")
+        for path in (ROOT / part).rglob("*")
     }
     files |= {path.name for path in ROOT.glob("*.py")}
     assert not sorted(set(re.findall(r"\w+\.(?:py|sh)", tree)) - files)

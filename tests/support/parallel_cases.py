@@ -81,6 +81,7 @@ def _ep(size: int) -> str:
     return f"--expert-model-parallel-size {size}"
 
 
+_PROVIDER = "--custom-model-provider-path support.spec_plugin.provide"
 _VPP = "--num-virtual-stages-per-pipeline-rank 2"
 
 CASES: dict[str, Case] = {
@@ -94,10 +95,15 @@ CASES: dict[str, Case] = {
     "tp2 sp recompute": Case("qwen3", f"{_tp(2)} {_SP} {_RECOMPUTE}"),
     "pp2 first 1": Case("qwen3_untied", f"{_pp(2)} --decoder-first-pipeline-num-layers 1"),
     "pp2 vpp2 tied overlap": Case("qwen3", f"{_pp(2)} {_VPP} {_DP}"),
+    "pp2 vpp2 tied, model provider": Case("qwen3", f"{_pp(2)} {_VPP} {_PROVIDER}"),
     "cp2 overlap": Case("qwen3_untied", f"{_cp(2)} {_DP}"),
     "glm4 tp2 sp": Case("glm4", f"{_tp(2)} {_SP}"),
     "glm4 cp2": Case("glm4", _cp(2)),
     "glm4 pp2 last 1": Case("glm4", f"{_pp(2)} --decoder-last-pipeline-num-layers 1"),
+    "olmo2 tp2": Case("olmo2", _tp(2)),
+    "olmo2 tp2 sp": Case("olmo2", f"{_tp(2)} {_SP} {_DP}"),
+    "olmo2 pp2 recompute": Case("olmo2", f"{_pp(2)} {_RECOMPUTE_SOME}"),
+    "olmo2 cp2": Case("olmo2", _cp(2)),
     "llama tp2 sp": Case("llama", f"{_tp(2)} {_SP}"),
     "qwen2 tp2": Case("qwen2", _tp(2)),
     "qwen3_moe dp2": Case("qwen3_moe", _DP),
@@ -206,7 +212,7 @@ _DENSE_LAYOUTS = {"tp2": _tp(2), "pp2": _pp(2), "pp2 vpp2": f"{_pp(2)} {_VPP}"}
 CONVERSIONS: dict[str, Case] = {
     f"convert {family} {layout}": Case(family, words)
     for family, layouts in (
-        *((name, _DENSE_LAYOUTS) for name in ("llama", "qwen2", "qwen3", "glm4")),
+        *((name, _DENSE_LAYOUTS) for name in ("llama", "qwen2", "qwen3", "glm4", "olmo2")),
         *((name, _MOE_LAYOUTS) for name in ("qwen3_moe", "glm4_moe", "deepseek_v3")),
     )
     for layout, words in layouts.items()

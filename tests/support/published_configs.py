@@ -197,6 +197,18 @@ QWEN25_7B: dict[str, Any] = QWEN25_05B | {
     "tie_word_embeddings": False,
 }
 
+OLMO2_1B: dict[str, Any] = _USUAL | {
+    "model_type": "olmo2",
+    "num_hidden_layers": 16,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "vocab_size": 100352,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 500000,
+}
+
 LLAMA31_8B: dict[str, Any] = _USUAL | {
     "model_type": "llama",
     "num_hidden_layers": 32,
@@ -236,6 +248,7 @@ MODEL_SCRIPTS: dict[str, dict[str, Any]] = {
     "glm4.5-355B-A32B": GLM45_355B,
     "llama3.1-8B": LLAMA31_8B,
     "moonlight": MOONLIGHT,
+    "olmo2-1B": OLMO2_1B,
     "qwen2.5-0.5B": QWEN25_05B,
     "qwen2.5-7B": QWEN25_7B,
     "qwen3-0.6B": QWEN3_06B,

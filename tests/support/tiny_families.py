@@ -51,6 +51,7 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "Glm4ForCausalLM",
         {"attention_bias": True, "partial_rotary_factor": 0.5},
     ),
+    "olmo2": ("Olmo2ForCausalLM", {}),
     "qwen3_moe": (
         "Qwen3MoeForCausalLM",
         _EXPERTS

@@ -49,6 +49,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("MistralConfig", {"sliding_window": 16}),
     "gemma3": ("Gemma3TextConfig", {"head_dim": 16, "sliding_window": 16}),
     "glm4": ("Glm4Config", {"head_dim": 16}),
+    "olmo2": ("Olmo2Config", {}),
     "qwen3_moe": ("Qwen3MoeConfig", {"head_dim": 16, "num_experts": 8, **_MOE}),
     "glm4_moe": ("Glm4MoeConfig", {"head_dim": 16, **_MOE, **_GLM_MOE}),
     "deepseek_v3": ("DeepseekV3Config", {**_MOE, **_MLA}),

@@ -77,7 +77,10 @@ def token_angles(positions: Tensor, frequencies: Tensor, scale: float = 1.0) -> 
 
 
 class PackedSelfAttention(SelfAttention):
-    """Megatron's self-attention with its forward pass written out for packed training."""
+    """Megatron's self-attention with its forward pass written out for packed training.
+
+    A subclass that overrides `get_query_key_value_tensors` changes heads before they are rotated.
+    """
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -109,10 +112,7 @@ class PackedSelfAttention(SelfAttention):
 
     def _heads(self, hidden: Tensor, angles: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value [T, 1, heads, D], normed and turned by `angles`."""
-        # Fewer groups than ranks: Megatron's own way gathers the projection.
-        groups = self.config.num_query_groups or 0  # set by TransformerConfig
-        is_whole = groups >= self.config.tensor_model_parallel_size
-        if hidden.is_cuda and angles is not None and is_whole:
+        if hidden.is_cuda and angles is not None and self._can_fuse():
             return self._fused_heads(hidden, angles)
         heads: Any = self.get_query_key_value_tensors(hidden)
         query, key, value = heads
@@ -121,6 +121,15 @@ class PackedSelfAttention(SelfAttention):
             turn = partial(rotate, cos=cos, sin=sin, is_interleaved=self.config.rotary_interleaved)
             query, key = turn(query), turn(key)
         return query, key, value
+
+    def _can_fuse(self) -> bool:
+        """Whether one kernel may stand for `get_query_key_value_tensors` and the rotation."""
+        is_stock = (
+            type(self).get_query_key_value_tensors is SelfAttention.get_query_key_value_tensors
+        )
+        # Fewer groups than ranks: Megatron's own way gathers the projection.
+        groups = self.config.num_query_groups or 0  # set by TransformerConfig
+        return is_stock and groups >= self.config.tensor_model_parallel_size
 
     def _fused_heads(self, hidden: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         from slime.backends.megatron.fused.heads import HeadLayout, split_heads

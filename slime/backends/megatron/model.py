@@ -2,16 +2,16 @@
 
 import argparse
 import dataclasses
-import inspect
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any, cast
 
 import torch
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -20,14 +20,16 @@ from megatron.training.arguments import core_transformer_config_from_args
 from slime.backends.megatron.critic import add_value_head
 from slime.backends.megatron.layers import PackedRotary
 from slime.backends.megatron.named_weights import Architecture, global_weights
-from slime.backends.megatron.parallel import cp_group, objects_of_all_stages
-from slime.backends.megatron.specs import Parts, block_spec, layer_style
+from slime.backends.megatron.parallel import objects_of_all_stages
+from slime.backends.megatron.specs import block_spec, chosen_parts
+from slime.backends.megatron.user_models import layers_of, model_of
 from slime.checkpoint.convert import check_hf_against_flags
 from slime.checkpoint.hf import read_hf_config
 from slime.checkpoint.mapping import ModelDims, load_mapping
 from slime.config.config import Config
 from slime.errors import ConfigError
-from slime.plugins import load_function
+from slime.plugins import spec_path
+from slime.registry import LAYERS
 
 
 def build_model(
@@ -77,8 +79,11 @@ def _build_chunk(
     pre = parallel_state.is_pipeline_first_stage(ignore_virtual=ignores_virtual, vp_stage=vp_stage)
     post = parallel_state.is_pipeline_last_stage(ignore_virtual=ignores_virtual, vp_stage=vp_stage)
     if config.custom_model_provider_path:
-        return _user_provider(config, vp_stage)(pre, post)
-    return _gpt_model(args, transformer, architecture, pre, post, vp_stage)
+        model = model_of(config.custom_model_provider_path, pre, post, vp_stage)
+    else:
+        model = _gpt_model(args, transformer, architecture, pre, post, vp_stage)
+    _rotate_packs(model)
+    return model
 
 
 def _freeze(chunks: Sequence[torch.nn.Module], config: Config) -> None:
@@ -144,7 +149,7 @@ def _gpt_model(
     post_process: bool,
     vp_stage: int | None,
 ) -> GPTModel:
-    model = GPTModel(
+    return GPTModel(
         config=transformer,
         transformer_layer_spec=_layer_spec(args, transformer, architecture, vp_stage),
         vocab_size=architecture.dims.padded_vocab_size,
@@ -159,23 +164,16 @@ def _gpt_model(
         rotary_base=args.rotary_base,
         rope_scaling=args.use_rope_scaling,
         rope_scaling_factor=args.rope_scaling_factor,
+        seq_len_interpolation_factor=args.rotary_seq_len_interpolation_factor,
         vp_stage=vp_stage,
     )
-    if transformer.multi_latent_attention:  # it has angles of its own
-        return model
-    assert transformer.kv_channels is not None, "set by TransformerConfig"
-    model.rotary_pos_emb = PackedRotary(
-        kv_channels=transformer.kv_channels,
-        rotary_percent=args.rotary_percent,
-        rotary_interleaved=transformer.rotary_interleaved,
-        seq_len_interpolation_factor=args.rotary_seq_len_interpolation_factor,
-        rotary_base=args.rotary_base,
-        rope_scaling=args.use_rope_scaling,
-        rope_scaling_factor=args.rope_scaling_factor,
-        use_cpu_initialization=transformer.use_cpu_initialization,
-        cp_group=cp_group(),
-    )
-    return model
+
+
+def _rotate_packs(model: torch.nn.Module) -> None:
+    """Let a model that has Megatron's rotary angles have those of packs, of the same numbers."""
+    rotary = getattr(model, "rotary_pos_emb", None)  # multi-latent attention has its own
+    if type(rotary) is RotaryEmbedding:
+        rotary.__class__ = PackedRotary
 
 
 def _layer_spec(
@@ -184,30 +182,15 @@ def _layer_spec(
     architecture: Architecture,
     vp_stage: int | None,
 ) -> Any:
-    """Our layers, or what `--spec module function` returns."""
-    if args.spec is None:
-        return block_spec(
-            transformer, architecture.style, vp_stage=vp_stage, parts=_parts(args.transformer_impl)
-        )
-    module, function = args.spec
-    return load_function(f"{module}.{function}")(args, transformer, vp_stage=vp_stage)
-
-
-def _parts(transformer_impl: str) -> Parts:
-    if transformer_impl != "transformer_engine":
-        return Parts()
-    from slime.backends.megatron.te_layers import te_parts
-
-    return te_parts()
-
-
-def _user_provider(config: Config, vp_stage: int | None) -> Callable[[bool, bool], torch.nn.Module]:
-    """`fn(pre_process, post_process[, vp_stage])` of --custom-model-provider-path."""
-    assert config.custom_model_provider_path is not None
-    provider = load_function(config.custom_model_provider_path)
-    takes_stage = "vp_stage" in inspect.signature(provider).parameters
-    extra = {"vp_stage": vp_stage} if takes_stage else {}
-    return lambda pre, post: provider(pre, post, **extra)
+    """What `--spec module function` returns; else the layers of the architecture."""
+    if args.spec is not None:
+        where = f"--spec {' '.join(args.spec)}"
+        return layers_of(where, spec_path(args.spec), args, transformer, vp_stage)
+    model_type = architecture.model_type
+    if model_type in LAYERS:
+        path = LAYERS.path(model_type)
+        return layers_of(f"layers of {model_type}, {path}", path, args, transformer, vp_stage)
+    return block_spec(transformer, vp_stage=vp_stage, parts=chosen_parts(args))
 
 
 def find_architecture(config: Config, args: argparse.Namespace) -> Architecture:
@@ -225,8 +208,9 @@ def find_architecture(config: Config, args: argparse.Namespace) -> Architecture:
     check_hf_against_flags(hf_config, args)
     dims = ModelDims.from_hf_config(hf_config)
     dims = dims.with_padded_vocab(_padded_vocab_size(args, dims.vocab_size))
+    args.padded_vocab_size = dims.padded_vocab_size
     model_type = str(hf_config.get("model_type"))
-    return Architecture(load_mapping(model_type), dims, layer_style(model_type))
+    return Architecture(model_type, load_mapping(model_type), dims)
 
 
 def _padded_vocab_size(args: argparse.Namespace, vocab_size: int) -> int:

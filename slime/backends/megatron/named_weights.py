@@ -19,11 +19,10 @@ from slime.backends.megatron.parallel import (
     pp_group,
     tp_group,
 )
-from slime.backends.megatron.specs import LayerStyle
 from slime.checkpoint.hf import HfFolder, check_names, write_hf_folder
 from slime.checkpoint.mapping import BoundEntry, Mapping, ModelDims
 from slime.checkpoint.saved_names import FUSED_MLP_NORM, FUSED_QKV_NORM
-from slime.errors import CheckpointError
+from slime.errors import CheckpointError, ShapeMismatch
 
 _LOCAL_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 # With TransformerEngine a norm is part of the projection after it.
@@ -36,9 +35,9 @@ _EXPERT_BIAS = "router.expert_bias"
 class Architecture:
     """What ties a model in memory to folders on disk."""
 
+    model_type: str
     mapping: Mapping
     dims: ModelDims
-    style: LayerStyle
 
 
 def global_weights(model: Sequence[torch.nn.Module]) -> Iterator[tuple[str, Tensor]]:
@@ -191,17 +190,28 @@ def load_hf(
                 continue
             bound = mapping.bind(name, dims)
             if not bound.num_experts:
-                weight.copy_(_read(folder, bound, tp_group()))
+                _set(weight, folder, bound, tp_group())
                 continue
             first = ep_group().rank() * len(weight)
             for i, expert in enumerate(weight):
-                expert.copy_(_read(folder, bound.expert(first + i), etp_group()))
+                _set(expert, folder, bound.expert(first + i), etp_group())
 
 
-def _read(folder: HfFolder, bound: BoundEntry, group: dist.ProcessGroup) -> Tensor:
-    """This rank's part of a weight."""
+def _set(weight: Tensor, folder: HfFolder, bound: BoundEntry, group: dist.ProcessGroup) -> None:
+    """Fill this rank's part of a weight.
+
+    Raises:
+        ShapeMismatch: the model's weight and the part by the table differ in shape.
+    """
     whole = bound.from_hf([folder.tensor(name) for name in bound.hf_names])
-    return bound.shard(whole, group.rank(), group.size())
+    part = bound.shard(whole, group.rank(), group.size())
+    if part.shape != weight.shape:  # copy_ would repeat some
+        raise ShapeMismatch(
+            f"{bound.megatron_name} is {list(weight.shape)} in the model, but {list(part.shape)} by "
+            f"the table of its architecture ({list(whole.shape)} over {group.size()} ranks, "
+            f"{bound.sharding}): the layer or the table's row is wrong."
+        )
+    weight.copy_(part)
 
 
 def save_hf(

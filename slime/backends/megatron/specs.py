@@ -1,9 +1,11 @@
 """Layer specs: which modules make a layer of each family, and which layers a pipeline stage has.
 
 The parameters' names and shapes are those of Megatron's own local spec, so checkpoints of stock
-Megatron load; experts and GLM-4's norms, which it lacks or has otherwise, have names of their own.
+Megatron load; experts and second norms, which it lacks or has otherwise, have names of their own.
+Layers that differ otherwise are in `slime_plugins/models`, and start from `block_spec` too.
 """
 
+import argparse
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -67,7 +69,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class LayerStyle:
-    """What distinguishes the layers of a family and no flag of Megatron says.
+    """What distinguishes layers and no flag of Megatron says.
 
     Attributes:
         has_post_norms: attention and MLP end in an RMSNorm of their own, before the residual.
@@ -76,20 +78,27 @@ class LayerStyle:
     has_post_norms: bool = False
 
 
-def layer_style(model_type: str) -> LayerStyle:
-    """The style of the layers of this `model_type` in a `config.json`."""
-    return LayerStyle(has_post_norms=model_type == "glm4")
+def chosen_parts(args: argparse.Namespace) -> Parts:
+    """The parts that --transformer-impl asks for."""
+    if args.transformer_impl != "transformer_engine":
+        return Parts()
+    from slime.backends.megatron.te_layers import te_parts
+
+    return te_parts()
 
 
 def block_spec(
     config: TransformerConfig,
-    style: LayerStyle,
+    style: LayerStyle | None = None,
     *,
     vp_stage: int | None = None,
     parts: Parts | None = None,
 ) -> TransformerBlockSubmodules:
-    """The layers of this pipeline stage, and the final norm."""
-    parts = parts or Parts()
+    """The layers of this pipeline stage, and the final norm.
+
+    Each layer has a spec of its own, which a caller may change before it is built.
+    """
+    style, parts = style or LayerStyle(), parts or Parts()
     first = get_transformer_layer_offset(config, vp_stage)
     stop = first + get_num_layers_to_build(config, vp_stage)
     has_experts = _layers_with_experts(config)

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any, Literal
 
+from megatron.training.global_vars import set_args
 from torch import Tensor
 
 from slime.backends.megatron.arguments import parse_megatron_args, refuse_unbuilt
@@ -98,6 +99,7 @@ class MegatronTrainer:
             config, device=self._device, rank=rank, world_size=world_size
         )
         self._architecture = find_architecture(config, self._args)
+        set_args(self._args)  # a model provider is called without them
         if self._is_critic:  # its output layer is no embedding
             self._args.untie_embeddings_and_output_weights = True
         join_process_group(

@@ -117,6 +117,23 @@ def test_classes_and_their_bases(folder: Path, name: str) -> None:
         assert part in message
 
 
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ("functions_of_a_user too_many", None),
+        ("functions_of_a_user good", "slime calls fn(args, config, vp_stage), found"),
+        ("functions_of_a_user get_specs", "--spec: cannot load 'functions_of_a_user.get_specs'"),
+        ("functions_of_a_user", "must be a module and a function in it"),
+        ("slime_plugins.models.glm4 get_glm_spec", None),
+        ("slime_plugins.models.olmo2 get_olmo2_spec", None),
+    ],
+)
+def test_the_function_of_spec_is_checked_too(folder: Path, words: str, part: str | None) -> None:
+    found = judged(Config(megatron_argv=("--spec", *words.split())))
+    assert len(found) == (part is not None)
+    assert part is None or part in found[0]
+
+
 def test_what_only_running_tells_is_a_note(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert judged(Config(custom_rm_path="functions_of_a_user.decorated")) == []
     assert "functions_of_a_user.decorated is there; only the run can check" in caplog.text

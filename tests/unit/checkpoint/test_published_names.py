@@ -62,15 +62,24 @@ def attention(prefix: str, config: dict[str, Any]) -> Iterator[tuple[str, tuple[
         if has_bias:
             yield f"{prefix}.{name}_proj.bias", (width,)
     yield f"{prefix}.o_proj.weight", (hidden, widths["q"])
-    if config["model_type"].startswith("qwen3") or config.get("use_qk_norm"):
+    if config["model_type"] == "olmo2":  # one weight for each number of all heads
+        yield f"{prefix}.q_norm.weight", (widths["q"],)
+        yield f"{prefix}.k_norm.weight", (widths["k"],)
+    elif config["model_type"].startswith("qwen3") or config.get("use_qk_norm"):
         yield f"{prefix}.q_norm.weight", (size,)
         yield f"{prefix}.k_norm.weight", (size,)
 
 
 def layer(index: int, config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
     prefix, hidden = f"model.layers.{index}", config["hidden_size"]
-    yield f"{prefix}.input_layernorm.weight", (hidden,)
-    yield f"{prefix}.post_attention_layernorm.weight", (hidden,)
+    is_olmo = config["model_type"] == "olmo2"
+    first_norm, second_norm = (
+        ("post_attention_layernorm", "post_feedforward_layernorm")
+        if is_olmo
+        else ("input_layernorm", "post_attention_layernorm")
+    )
+    yield f"{prefix}.{first_norm}.weight", (hidden,)
+    yield f"{prefix}.{second_norm}.weight", (hidden,)
     yield from attention(f"{prefix}.self_attn", config)
     first = config.get("first_k_dense_replace", 0)
     if config["model_type"] == "qwen3_moe" or (first and index >= first):

@@ -10,6 +10,7 @@ from support.published_configs import (
     GLM45_355B,
     GLM45_AIR,
     MOONLIGHT,
+    OLMO2_1B,
     QWEN3_30B_A3B,
 )
 from support.tiny_families import FAMILIES, tiny_family_config
@@ -21,6 +22,7 @@ from slime.checkpoint.mapping import ModelDims, load_mapping
 PUBLISHED: dict[str, tuple[dict[str, Any], int, int, int]] = {
     "Qwen3-30B-A3B": (QWEN3_30B_A3B, 3 + 48 * (9 + 3 * 128), 3 + 48 * 9, 30_532_122_624),
     "GLM-4-9B-0414": (GLM4_9B, 3 + 40 * 13, 3 + 40 * 9, 9_400_279_040),
+    "OLMo-2-0425-1B": (OLMO2_1B, 3 + 16 * 11, 3 + 16 * 8, 1_484_916_736),
     "GLM-4.5-Air": (
         GLM45_AIR,
         3 + 46 * 9 + 3 + 45 * (5 + 3 * 128),
@@ -70,7 +72,7 @@ def test_layer_for_multi_token_prediction_is_what_the_published_total_has_beside
 
 
 @pytest.mark.parametrize("config", [*(row[0] for row in PUBLISHED.values()), GLM45_355B, MOONLIGHT])
-def test_count_without_torch_is_that_of_the_table(config: dict[str, Any]) -> None:
+def test_count_of_a_published_model_is_that_of_the_table(config: dict[str, Any]) -> None:
     mapping, dims = load_mapping(config["model_type"]), ModelDims.from_hf_config(config)
     assert count_parameters(config) == _numbers(mapping.hf_parameters(dims))
 

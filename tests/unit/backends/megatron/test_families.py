@@ -43,6 +43,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", {}),
     "qwen3": ("qwen3", {}),
     "glm4": ("glm4", {}),
+    "olmo2": ("olmo2", {}),
     "qwen3_moe": ("qwen3_moe", {}),
     "glm4_moe": ("glm4_moe", {}),
     "deepseek_v3": ("deepseek_v3", {}),
@@ -128,6 +129,7 @@ def test_a_step_equals_that_of_transformers_and_adamw(
     ("case", "words"),
     [
         ("glm4", _FULL),
+        ("olmo2", _FULL),
         ("glm4_moe", _FULL),
         ("deepseek_v3", _FULL),
         ("glm4", "--recompute-granularity selective --recompute-modules core_attn mlp"),
@@ -154,7 +156,7 @@ def test_a_pack_without_any_response_passes_through_experts(folders: dict[str, s
     assert row.shape == (0,)
 
 
-@pytest.mark.parametrize("case", ["glm4", "glm4_moe", "deepseek_v3"])
+@pytest.mark.parametrize("case", ["glm4", "olmo2", "glm4_moe", "deepseek_v3"])
 def test_resumed_run_continues_bit_for_bit(
     case: str, folders: dict[str, str], tmp_path: Path
 ) -> None:

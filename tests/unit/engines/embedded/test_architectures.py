@@ -12,8 +12,8 @@ from slime.errors import EngineError
 # fp32, two layers: seen at most 3e-6 on any of them.
 TOLERANCE = 1e-5
 SUPPORTED = (
-    "qwen3", "qwen3_tied", "qwen2", "llama", "mistral", "gemma3", "glm4", "qwen3_moe",
-    "glm4_moe", "deepseek_v3",
+    "qwen3", "qwen3_tied", "qwen2", "llama", "mistral", "gemma3", "glm4", "olmo2",
+    "qwen3_moe", "glm4_moe", "deepseek_v3",
 )  # fmt: skip
 
 

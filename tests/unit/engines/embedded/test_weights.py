@@ -12,7 +12,7 @@ from slime.engines.checksum import checksum
 from slime.engines.embedded.weights import ParameterStore
 from slime.errors import CheckpointError, ShapeMismatch, UnknownParameter
 
-MODELS = ("qwen3", "qwen3_tied", "qwen3_moe", "glm4_moe", "deepseek_v3")
+MODELS = ("qwen3", "qwen3_tied", "olmo2", "qwen3_moe", "glm4_moe", "deepseek_v3")
 
 
 def state(model: object) -> dict[str, torch.Tensor]:

@@ -1,0 +1,1 @@
+"""Plugins that come with slime: found by dotted path, never imported by name."""
