@@ -13,7 +13,13 @@ from torch import Tensor
 from slime.checkpoint.dims import ModelDims
 from slime.checkpoint.hf import check_names
 from slime.checkpoint.mapping import BoundEntry
-from slime.checkpoint.saved_names import GATE_UP_PARTS, GATE_UP_STACK, Place, saved_place
+from slime.checkpoint.saved_names import (
+    GATE_UP_PARTS,
+    GATE_UP_STACK,
+    Place,
+    saved_place,
+    stock_places,
+)
 from slime.checkpoint.torch_dist import SectionWriter, Shape, TorchDistFolder
 from slime.errors import CheckpointError
 
@@ -113,24 +119,24 @@ class TorchDistWeights:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._folder = TorchDistFolder(path)
+        self._stored = self._folder.shapes()
 
     def resume_key(self) -> str:
         written = (self.path / "metadata.json").stat().st_mtime_ns
         return json.dumps({"checkpoint": str(self.path.resolve()), "written": written})
 
     def num_vocab_rows(self) -> int | None:
-        shape = self._folder.shapes().get("embedding.word_embeddings.weight")
+        shape = self._stored.get("embedding.word_embeddings.weight")
         return None if shape is None else shape[0]
 
     def check(self, bounds: Sequence[BoundEntry], dims: ModelDims) -> None:
         expected = {
             piece.place.key: piece.place.shape(piece.whole)
             for bound in bounds
-            for _, pieces in matrices(bound, dims)
+            for _, pieces in self._pieces(bound, dims)
             for piece in pieces
         }
-        stored = self._folder.shapes()
-        weights = {key: shape for key, shape in stored.items() if not _NO_WEIGHTS.match(key)}
+        weights = {key: shape for key, shape in self._stored.items() if not _NO_WEIGHTS.match(key)}
         check_names(weights, expected, where=self.path)
         wrong = [
             f"{key} {list(weights[key])} instead of {list(shape)}"
@@ -146,8 +152,28 @@ class TorchDistWeights:
     def matrices(
         self, bound: BoundEntry, dims: ModelDims
     ) -> Iterator[tuple[BoundEntry, Callable[[], Tensor]]]:
-        for one, pieces in matrices(bound, dims):
+        for one, pieces in self._pieces(bound, dims):
             yield one, lambda one=one, pieces=pieces: self._whole(one, pieces)
+
+    def _pieces(
+        self, bound: BoundEntry, dims: ModelDims
+    ) -> Iterator[tuple[BoundEntry, list[Piece]]]:
+        """As `matrices`, under the names that this checkpoint has."""
+        ours = list(matrices(bound, dims))
+        if ours[0][1][0].place.key in self._stored:
+            yield from ours
+            return
+        places = stock_places(bound.megatron_name, dims)
+        place = next((place for place in places if place.key in self._stored), None)
+        for number, (one, pieces) in enumerate(ours):
+            shape = one.megatron_shape
+            if place is None:
+                yield one, pieces
+            elif bound.num_experts is None:
+                yield one, [Piece(place, shape, (0,) * len(shape), shape)]
+            else:
+                whole, offsets = (bound.num_experts, *shape), (number, *(0 for _ in shape))
+                yield one, [Piece(place, whole, offsets, (1, *shape))]
 
     def _whole(self, one: BoundEntry, pieces: list[Piece]) -> Tensor:
         parts = [piece.read(self._folder).flatten() for piece in pieces]

@@ -69,14 +69,42 @@ def _renamed(name: str, dims: ModelDims, index: int) -> str:
     renames = dict(POST_NORMS) | (FUSED_MLA_NORMS if dims.mla is not None else FUSED_QKV_NORM)
     if not dims.is_moe_layer(index):
         renames |= FUSED_MLP_NORM
+    return _replaced(name, renames)
+
+
+def _replaced(name: str, renames: dict[str, str]) -> str:
     for prefix, other in renames.items():
         if name.startswith(prefix):
             return other + name.removeprefix(prefix)
     return name
 
 
-# The projections of experts that a file of one rank keeps apart: the name of their stack, Megatron's.
+# The projections of experts: the name of their stack, Megatron's.
 _EXPERT_LAYERS = {GATE_UP_STACK: "linear_fc1", "mlp.experts.weight2": "linear_fc2"}
+
+
+def stock_places(name: str, dims: ModelDims) -> tuple[Place, ...]:
+    """Where stock Megatron may have the parameter of this global name, other than `saved_place`.
+
+    Its experts are a stack with gate above up, its layers without TransformerEngine name a norm before
+    experts as if there were one MLP, and layers of one kind may share their tensors, or not.
+    """
+    found = _LAYER.fullmatch(name)
+    if found is None:
+        return ()
+    inner, index = found[2], int(found[1])
+    if inner in _EXPERT_LAYERS:
+        names = (f"mlp.experts.experts.{_EXPERT_LAYERS[inner]}.weight",)
+    else:
+        names = (_renamed(inner, dims, index), _replaced(inner, FUSED_MLP_NORM))
+    return tuple(
+        place
+        for word in dict.fromkeys(names)
+        for place in (
+            Place(f"decoder.layers.{index}.{word}"),
+            Place(f"decoder.layers.{word}", index, dims.num_layers),
+        )
+    )
 
 
 def rank_names(name: str, dims: ModelDims) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What stock Megatron saves with --ckpt-format torch, in every layout, is the Hugging Face folder again.
+"""What stock Megatron saves, with --ckpt-format torch in every layout, is the Hugging Face folder again.
 
 And what is no such checkpoint, or not all of one, is refused by name.
 """
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The models and their checkpoints."""
     folder = tmp_path_factory.mktemp("rank_files")
     make_models(folder, {case.model for case in cases.CASES.values()})
-    run_ranks(folder, 1, list(cases.CASES), cases.__file__)
+    run_ranks(folder, 1, [*cases.CASES, *cases.TORCH_DIST_CASES], cases.__file__)
     return folder
 
 
@@ -62,6 +62,19 @@ def test_what_megatron_saves_is_the_folder_again(folder: Path, tmp_path: Path, n
     assert {file.parent.name for file in RankFiles(checkpoint / ITERATION).files()} <= files
     origin = origin_of(folder, name)
     megatron_to_hf(checkpoint, tmp_path / "back", origin=origin, ckpt_format="torch")
+    assert_equal_folders(tmp_path / "back", origin)
+
+
+@pytest.mark.parametrize("name", cases.TORCH_DIST_CASES)
+def test_so_is_what_its_own_layers_are_as_torch_dist(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
+    found = result(folder, name)
+    assert "metadata.json" in found["files"]
+    shared = {key for key in found["keys"] if key.startswith("decoder.layers.mlp.")}
+    assert bool(shared) == ("equal layers" in name or name.startswith("qwen3 as"))
+    origin = folder / cases.TORCH_DIST_CASES[name].model
+    megatron_to_hf(cases.checkpoint_of(folder, name), tmp_path / "back", origin=origin)
     assert_equal_folders(tmp_path / "back", origin)
 
 

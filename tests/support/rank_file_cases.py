@@ -84,6 +84,16 @@ CASES: dict[str, Case] = {
 }
 
 
+# Stock layers saved as torch_dist, which is the same in every layout. Those that are all alike share their
+# tensors there.
+TORCH_DIST_CASES: dict[str, Case] = {
+    "qwen3 as torch_dist": Case("qwen3", 1, "", "local"),
+    "qwen3_moe as torch_dist": Case("qwen3_moe", 1, "", "local"),
+    "qwen3_moe of equal layers as torch_dist": Case("qwen3_moe", 1, "", "local"),
+    "glm4_moe as torch_dist": Case("glm4_moe", 1, "", "local"),
+}
+
+
 def checkpoint_of(folder: Path, name: str) -> Path:
     """Where a case saves."""
     return folder / f"{name.replace(' ', '_').replace(',', '')}.saved"
@@ -121,6 +131,37 @@ def _save(chunks: list[torch.nn.Module], trainer: Any, save: Path) -> None:
     checkpointing.save_checkpoint(ITERATION, chunks, trainer._optimizer, trainer._scheduler, 0)
 
 
+def run_torch_dist_case(name: str, folder: Path) -> dict[str, Any]:
+    """Save the case's checkpoint in Megatron's other format."""
+    from megatron.core import dist_checkpointing, parallel_state
+
+    from slime.backends.megatron.checkpoint import _DirectSave
+
+    case, save = TORCH_DIST_CASES[name], checkpoint_of(folder, name)
+    save.mkdir()
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    trainer = _trainer(case, 0, folder)
+    trainer.load()
+    (chunk,) = trainer._bare
+    if "equal layers" in name:  # of a list Megatron does not ask whether its entries are
+        trainer._args.moe_layer_freq = 1
+    model = _stock_model(chunk, trainer)
+    model.load_state_dict(_stock_state(chunk, chunk.state_dict(), trainer))
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    content = {"model": model.sharded_state_dict(metadata={"dp_cp_group": group})}
+    strategy: Any = _DirectSave()
+    dist_checkpointing.save(content, str(save), strategy)
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
+    return {"files": sorted(path.name for path in save.iterdir()), "keys": _keys(content)}
+
+
+def _keys(content: dict[str, Any]) -> set[str]:
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+
+    return {value.key for value in nested_values(content)}
+
+
 class _Saved(torch.nn.Module):
     """A model that is saved as this state."""
 
@@ -139,8 +180,8 @@ def _state(chunk: Any, case: Case, trainer: Any) -> dict[str, Any]:
     return _stock_state(chunk, ours, trainer) if case.layers == "local" else _te_state(ours)
 
 
-def _stock_state(chunk: Any, ours: dict[str, Tensor], trainer: Any) -> dict[str, Any]:
-    """Of a GPTModel of Megatron's own local spec with the same weights."""
+def _stock_model(chunk: Any, trainer: Any) -> Any:
+    """A GPTModel of Megatron's own local spec."""
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
     from megatron.training.arguments import core_transformer_config_from_args
@@ -151,7 +192,7 @@ def _stock_state(chunk: Any, ours: dict[str, Tensor], trainer: Any) -> dict[str,
     spec = get_gpt_decoder_block_spec(
         config, use_transformer_engine=False, normalization="RMSNorm", vp_stage=chunk.vp_stage
     )
-    model: Any = GPTModel(
+    return GPTModel(
         config=config,
         transformer_layer_spec=spec,
         vocab_size=trainer._architecture.dims.padded_vocab_size,
@@ -162,7 +203,11 @@ def _stock_state(chunk: Any, ours: dict[str, Tensor], trainer: Any) -> dict[str,
         position_embedding_type="rope",
         vp_stage=chunk.vp_stage,
     )
-    state = model.state_dict_for_save_checkpoint()
+
+
+def _stock_state(chunk: Any, ours: dict[str, Tensor], trainer: Any) -> dict[str, Any]:
+    """Of a stock model with the same weights."""
+    state = _stock_model(chunk, trainer).state_dict_for_save_checkpoint()
     taken: set[str] = set()
     for name, tensor in state.items():
         if isinstance(tensor, Tensor):
@@ -225,7 +270,8 @@ def main() -> None:
     named_weights._check_complete = lambda *words: None
     for name in sys.argv[5:]:
         try:
-            content = run_case(name, folder)
+            run = run_torch_dist_case if name in TORCH_DIST_CASES else run_case
+            content = run(name, folder)
         except BaseException:
             (folder / f"{name}.error").write_text(traceback.format_exc())
             raise
