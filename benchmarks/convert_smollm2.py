@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("gguf", type=Path)
     options = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-    from slime.checkpoint.folders import hf_to_torch_dist, torch_dist_to_hf
+    from slime.checkpoint.folders import hf_to_torch_dist, megatron_to_hf
     from slime.checkpoint.hf import HfFolder
 
     root = Path(tempfile.mkdtemp())
@@ -113,7 +113,7 @@ def main() -> None:
     hf_to_torch_dist(origin, saved)
     times["hf_to_torch_dist_s"] = round(time.monotonic() - start, 2)
     start = time.monotonic()
-    torch_dist_to_hf(saved, back, origin=origin)
+    megatron_to_hf(saved, back, origin=origin)
     times["torch_dist_to_hf_s"] = round(time.monotonic() - start, 2)
     with HfFolder(origin) as one, HfFolder(back) as two:
         same = set(one.names()) == set(two.names()) and all(

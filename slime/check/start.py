@@ -5,7 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from slime.config.checkpoints import TRACKER_FILE, has_megatron_checkpoint, is_hf_folder
+from slime.config.checkpoints import (
+    RANK_FILES_REFUSED,
+    TRACKER_FILE,
+    has_megatron_checkpoint,
+    has_rank_files,
+    is_hf_folder,
+)
 from slime.config.config import Config
 from slime.config.foreign import megatron_values
 from slime.config.problems import Problems
@@ -60,6 +66,8 @@ def _checkpoint(config: Config) -> StartFacts:
         )
     folder = root / (_RELEASE if word == _RELEASE else f"iter_{int(word):07d}")
     if not (folder / "metadata.json").is_file():
+        if has_rank_files(folder):
+            raise ConfigError(f"--load: {folder} {RANK_FILES_REFUSED}")
         raise ConfigError(
             f"--load {root} should hold {folder.name}, but {folder} is missing or not whole; "
             f"restore it, or write the number of one that is whole into {root / TRACKER_FILE}"

@@ -1,4 +1,4 @@
-"""Whole checkpoints from one format to another: Hugging Face's and Megatron's `torch_dist`.
+"""Whole checkpoints from one format to another: Hugging Face's and Megatron's.
 
 Tensor by tensor, without building the model: memory is that of the largest tensors and a few GiB of
 what was read last, whatever the size of the model.
@@ -8,11 +8,9 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from slime.checkpoint.block_fp8 import (
@@ -30,72 +28,26 @@ from slime.checkpoint.hf import (
     write_hf_folder,
 )
 from slime.checkpoint.mapping import BoundEntry, Mapping, load_mapping
-from slime.checkpoint.saved_names import GATE_UP_PARTS, GATE_UP_STACK, Place, saved_place
+from slime.checkpoint.pieces import StoredWeights, TorchDistWeights, matrices
+from slime.checkpoint.rank_weights import RankWeights
+from slime.checkpoint.ranks import Ranks
 from slime.checkpoint.torch_dist import (
     SectionWriter,
-    Shape,
-    TorchDistFolder,
     finish_checkpoint,
     is_written,
-    iterations,
     verify_section,
 )
-from slime.config.checkpoints import TRACKER_FILE
+from slime.config.checkpoints import TRACKER_FILE, has_rank_files
 from slime.errors import CheckpointError
 
 RELEASE = "release"
-# What a checkpoint of training holds besides weights.
-_NO_WEIGHTS = re.compile(r"optimizer|chained|rng_state|opt_param_scheduler|common_state")
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
 # In a checkpoint that grows: what it is converted from.
 _RESUME_NAME = "resume.key"
 
+CkptFormat = Literal["torch", "torch_dist"]
 # what is done, what there is, in words: "layer 3"
 Report = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process among those that convert one checkpoint together.
-
-    Attributes:
-        barrier: waits for all of them.
-    """
-
-    rank: int = 0
-    size: int = 1
-    barrier: Callable[[], None] = lambda: None
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """A part of a Megatron tensor: of a stack, one expert's.
-
-    Attributes:
-        place: of the whole tensor in a checkpoint.
-        whole: its shape.
-        offsets, sizes: of the part.
-    """
-
-    place: Place
-    whole: Shape
-    offsets: Shape
-    sizes: Shape
-
-    def read(self, folder: TorchDistFolder) -> Tensor:
-        place = self.place
-        part = folder.tensor(place.key, place.offsets(self.offsets), place.sizes(self.sizes))
-        return part.reshape(self.sizes)
-
-    def write(self, writer: SectionWriter, tensor: Tensor) -> None:
-        place = self.place
-        writer.add(
-            place.key,
-            tensor,
-            shape=place.shape(self.whole),
-            offsets=place.offsets(self.offsets),
-            sizes=place.sizes(self.sizes),
-        )
 
 
 def hf_to_torch_dist(
@@ -205,47 +157,24 @@ def _write_section(
 ) -> None:
     with SectionWriter(folder, name) as writer:
         for bound in entries:
-            for one, pieces in _matrices(bound, dims):
+            for one, pieces in matrices(bound, dims):
                 whole = one.from_hf([hf.tensor(hf_name) for hf_name in one.hf_names])
                 whole = whole.float() if bound.is_buffer else whole
                 for piece, tensor in zip(pieces, whole.chunk(len(pieces)), strict=True):
                     piece.write(writer, tensor)
 
 
-def _matrices(bound: BoundEntry, dims: ModelDims) -> Iterator[tuple[BoundEntry, list[_Piece]]]:
-    """(a matrix that disk and Megatron both have, the pieces it is saved in, one above the other)."""
-    place = saved_place(bound.megatron_name, dims)
-    if bound.num_experts is None:
-        shape = bound.megatron_shape
-        yield bound, [_Piece(place, shape, (0,) * len(shape), shape)]
-        return
-    has_parts = bound.megatron_name.endswith(GATE_UP_STACK)
-    keys = [f"{place.key}.{part}" for part in GATE_UP_PARTS] if has_parts else [place.key]
-    for number in range(bound.num_experts):
-        one = bound.expert(number)
-        rows, width = one.megatron_shape
-        rows //= len(keys)
-        pieces = [
-            _Piece(
-                Place(key, place.layer, place.num_layers),
-                whole=(bound.num_experts, rows, width),
-                offsets=(number, 0, 0),
-                sizes=(1, rows, width),
-            )
-            for key in keys
-        ]
-        yield one, pieces
-
-
-def torch_dist_to_hf(
+def megatron_to_hf(
     source: str | Path,
     target: str | Path,
     *,
     origin: str | Path,
+    ckpt_format: CkptFormat | None = None,
     vocab_size: int | None = None,
     overwrite: bool = False,
     adds_missing: bool = False,
     max_shard_bytes: int | None = None,
+    ranks: Ranks | None = None,
     report: Report = lambda done, total, what: None,
 ) -> None:
     """Write the weights of a Megatron checkpoint as a Hugging Face folder.
@@ -255,47 +184,45 @@ def torch_dist_to_hf(
     Args:
         source: an iteration, or the folder that names its latest one.
         origin: a folder of the same architecture, whose config, tokenizer and templates are copied.
+        ckpt_format: as Megatron's flag; None takes what the folder is.
         vocab_size: rows of the vocabulary on disk, when it is not `origin`'s.
         adds_missing: take tensors that Megatron does not train, as those for multi-token prediction,
             from `origin`.
+        ranks: share the layers with other processes on one file system.
 
     Raises:
-        CheckpointError: the checkpoint lacks a weight of the architecture or has others, or `target`
-            is not empty.
+        CheckpointError: the checkpoint is of another format or lacks a weight of the architecture or
+            has others, or `target` is not empty.
     """
-    folder = TorchDistFolder(find_iteration(source))
+    ranks = ranks or Ranks()
+    weights = open_weights(source, ckpt_format)
     config = read_hf_config(origin)
     config |= {} if vocab_size is None else {"vocab_size": vocab_size}
-    stored = folder.shapes()
     mapping, dims = _model_of(config, None)
-    rows = stored.get("embedding.word_embeddings.weight", (dims.vocab_size,))[0]
-    dims = dims.with_padded_vocab(rows)
+    dims = dims.with_padded_vocab(weights.num_vocab_rows() or dims.vocab_size)
     bounds = list(mapping.parameters(dims))
-    _check_stored(stored, bounds, dims, folder.path)
+    weights.check(bounds, dims)
     expected = {name for bound in bounds for name in bound.hf_names}
     key = json.dumps(
-        {
-            "checkpoint": str(folder.path.resolve()),
-            "written": (folder.path / "metadata.json").stat().st_mtime_ns,
-            "config": config,
-            "file_bytes": max_shard_bytes,
-        }
+        {"checkpoint": weights.resume_key(), "config": config, "file_bytes": max_shard_bytes}
     )
     done = names_written(target, key)
+    sections = list(_sections(mapping, dims).values())
+    own = [bound for section in sections[ranks.rank :: ranks.size] for bound in section]
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
-        for number, bound in enumerate(bounds):
-            report(number, len(bounds), bound.megatron_name)
-            for one, pieces in _matrices(bound, dims):
+        for number, bound in enumerate(own):
+            report(number, len(own), bound.megatron_name)
+            for one, whole in weights.matrices(bound, dims):
                 if not done.issuperset(one.hf_names):
-                    parts = zip(one.hf_names, _to_hf(one, pieces, folder), strict=True)
+                    parts = zip(one.hf_names, one.to_hf(whole()), strict=True)
                     yield from ((name, part) for name, part in parts if name not in done)
-        if adds_missing:
+        if adds_missing and ranks.rank == 0:
             with HfFolder(origin) as hf:
                 for name in hf.names():
                     if name not in expected | done and name in mapping.redundant_hf_names(dims):
                         yield name, hf.tensor(name)
-        report(len(bounds), len(bounds), "done")
+        report(len(own), len(own), "done")
 
     options: dict[str, Any] = (
         {} if max_shard_bytes is None else {"max_shard_bytes": max_shard_bytes}
@@ -308,13 +235,9 @@ def torch_dist_to_hf(
         expected=None if adds_missing else expected,
         verifies=True,
         resume_key=key,
+        ranks=ranks,
         **options,
     )
-
-
-def _to_hf(one: BoundEntry, pieces: list[_Piece], folder: TorchDistFolder) -> tuple[Tensor, ...]:
-    parts = [piece.read(folder).flatten() for piece in pieces]
-    return one.to_hf(torch.cat(parts).view(one.megatron_shape))
 
 
 def hf_to_fp8(
@@ -368,48 +291,53 @@ def hf_to_fp8(
         )
 
 
-def find_iteration(path: str | Path) -> Path:
-    """An iteration of a checkpoint: the folder itself, or the latest one that it names.
+def open_weights(path: str | Path, ckpt_format: CkptFormat | None = None) -> StoredWeights:
+    """The weights of an iteration of a checkpoint: the folder itself, or the latest one it names.
+
+    Args:
+        ckpt_format: what it has to be; None takes what it is.
 
     Raises:
-        CheckpointError: it is neither.
+        CheckpointError: it is neither, or of another format, or damaged.
     """
-    folder = Path(path)
+    folder = _find_iteration(Path(path))
+    found = _format_of(folder)
+    if ckpt_format not in (None, found):
+        raise CheckpointError(
+            f"{folder} is a checkpoint of --ckpt-format {found}, not {ckpt_format}; leave the flag "
+            "out, or name another folder."
+        )
+    return RankWeights(folder) if found == "torch" else TorchDistWeights(folder)
+
+
+def _find_iteration(folder: Path) -> Path:
     latest = folder / TRACKER_FILE
     if latest.is_file():
-        word = latest.read_text().strip()
-        return folder / (word if word == RELEASE else f"iter_{int(word):07d}")
-    if (folder / "metadata.json").is_file():
+        word = latest.read_text(encoding="utf-8").strip()
+        name = f"iter_{int(word):07d}" if word.isdecimal() else word
+        if word and _format_of(folder / name) is not None:
+            return folder / name
+        raise CheckpointError(
+            f"{latest} says {word!r}, but {folder / (name or '?')} is no checkpoint"
+            f"{_hint(folder)}; is the copy complete?"
+        )
+    if _format_of(folder) is not None:
         return folder
-    found = [item.name for item in iterations(folder)] if folder.is_dir() else []
-    hint = f"; it holds {', '.join(found)}: name one of them" if found else ""
     raise CheckpointError(
-        f"{folder} is no torch_dist checkpoint: neither {TRACKER_FILE} nor metadata.json{hint}."
+        f"{folder} is no Megatron checkpoint: neither {TRACKER_FILE} nor metadata.json nor "
+        f"mp_rank_* is there{_hint(folder)}."
     )
 
 
-def _check_stored(
-    stored: dict[str, Shape], bounds: list[BoundEntry], dims: ModelDims, where: Path
-) -> None:
-    """Nothing, when the checkpoint has the tensors of the architecture, in their shapes, and no other.
+def _format_of(folder: Path) -> CkptFormat | None:
+    """The format of one iteration; None when it is none."""
+    if (folder / "metadata.json").is_file():
+        return "torch_dist"
+    return "torch" if has_rank_files(folder) else None
 
-    Raises:
-        CheckpointError: names those that are missing, left over or of another shape.
-    """
-    expected = {
-        piece.place.key: piece.place.shape(piece.whole)
-        for bound in bounds
-        for _, pieces in _matrices(bound, dims)
-        for piece in pieces
-    }
-    weights = {key: shape for key, shape in stored.items() if not _NO_WEIGHTS.match(key)}
-    check_names(weights, expected, where=where)
-    wrong = [
-        f"{key} {list(weights[key])} instead of {list(shape)}"
-        for key, shape in expected.items()
-        if weights[key] != shape
-    ]
-    if wrong:
-        raise CheckpointError(
-            f"{where} is of another size than the config of --origin-hf-dir: {', '.join(wrong[:4])}"
-        )
+
+def _hint(folder: Path) -> str:
+    """The iterations that a folder holds, in words."""
+    inner = sorted(folder.iterdir()) if folder.is_dir() else []
+    found = [item.name for item in inner if _format_of(item) is not None]
+    return f"; it holds {', '.join(found)}: name one of them" if found else ""

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from slime.checkpoint.block_fp8 import SCALE_SUFFIX, dequantized, is_scale
+from slime.checkpoint.ranks import Ranks
 from slime.checkpoint.safetensors_file import SafetensorsFile
 from slime.checkpoint.stacked import ExpertPart, is_stack, parts_of_stack
 from slime.errors import CheckpointError
@@ -231,6 +232,7 @@ def write_hf_folder(
     config_changes: Mapping[str, Any] | None = None,
     verifies: bool = False,
     resume_key: str | None = None,
+    ranks: Ranks | None = None,
 ) -> None:
     """Write a folder that `AutoModelForCausalLM` loads, as the tensors come.
 
@@ -249,6 +251,8 @@ def write_hf_folder(
         verifies: read every file again and compare.
         resume_key: says what is written. An interrupted write stays as far as its files are whole, and
             one with the same key goes on there: `tensors` then leaves out `names_written`.
+        ranks: processes that write one folder together, each its own `tensors` into files of its own;
+            `expected` are those of all. It needs a `resume_key`.
 
     Raises:
         CheckpointError: `path` is there and not empty, a name came twice, or the names are not
@@ -259,26 +263,32 @@ def write_hf_folder(
         raise CheckpointError(
             f"{target} is there and not empty; name another folder, or remove it."
         )
+    ranks = ranks or Ranks()
     config = read_hf_config(config_from)
     tied = bool(config.get("tie_word_embeddings", False))
     partial = _partial_of(target)
     written = _written_shards(partial, resume_key)
-    if not written:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        if resume_key is not None:
-            (partial / _RESUME_NAME).write_text(resume_key, encoding="utf-8")
-    shards = _ShardWriter(partial, max_shard_bytes, written, verifies=verifies)
+    assert ranks.size == 1 or resume_key is not None, "the others would not find the files"
+    ranks.barrier()  # all know what is there before one of them writes
+    if ranks.rank == 0:
+        _begin(partial, resume_key, written)
+    ranks.barrier()
+    shards = _ShardWriter(partial, max_shard_bytes, written, ranks, verifies=verifies)
     try:
         for name, tensor in tensors:
             if not (tied and name == "lm_head.weight"):
                 shards.add(name, _prepare(tensor, None if name in keep_dtype else dtype))
-        if expected is not None:
-            check_names(shards.shard_of, expected, where=f"the model written to {target}")
-        shards.finish()
-        _copy_companions(Path(config_from), partial)
-        _write_config(partial, config, shards.main_dtype(), config_changes or {})
-        _put_in_place(partial, target)
+        shards.close()
+        ranks.barrier()
+        if ranks.rank == 0:
+            shards.take_in(_written_shards(partial, resume_key) if ranks.size > 1 else {})
+            if expected is not None:
+                check_names(shards.shard_of, expected, where=f"the model written to {target}")
+            shards.finish()
+            _copy_companions(Path(config_from), partial)
+            _write_config(partial, config, shards.main_dtype(), config_changes or {})
+            _put_in_place(partial, target)
+        ranks.barrier()
     except BaseException as error:
         shards.abandon()
         if resume_key is None:
@@ -288,10 +298,23 @@ def write_hf_folder(
         raise
 
 
+def _begin(partial: Path, resume_key: str | None, written: Collection[int]) -> None:
+    """Leave the whole files in the side folder, and nothing when there are none."""
+    if written:
+        for path in partial.glob("shard-*.tmp"):
+            if int(path.stem.removeprefix("shard-")) not in written:
+                path.unlink()
+        return
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    if resume_key is not None:
+        (partial / _RESUME_NAME).write_text(resume_key, encoding="utf-8")
+
+
 def names_written(path: str | Path, resume_key: str) -> set[str]:
     """Names that an interrupted `write_hf_folder` with this key has in whole files."""
     shards = _written_shards(_partial_of(Path(path)), resume_key)
-    return {name for sizes in shards for name in sizes}
+    return {name for contents in shards.values() for name in contents}
 
 
 # Name -> (dtype as torch spells it, bytes) of the tensors in one file.
@@ -302,16 +325,17 @@ def _partial_of(target: Path) -> Path:
     return target.with_name(f"{target.name}.partial")
 
 
-def _written_shards(partial: Path, resume_key: str | None) -> list[_Contents]:
-    """What is in the whole files of an interrupted write with this key, in order."""
+def _written_shards(partial: Path, resume_key: str | None) -> dict[int, _Contents]:
+    """Number -> what is in it, of the whole files of an interrupted write with this key."""
     key = partial / _RESUME_NAME
     if resume_key is None or not key.is_file() or key.read_text(encoding="utf-8") != resume_key:
-        return []
-    shards: list[_Contents] = []
-    while (contents := partial / f"shard-{len(shards)}.json").is_file():
-        rows = cast("dict[str, list[Any]]", _read_json(contents))
-        shards.append({name: (str(dtype), int(size)) for name, (dtype, size) in rows.items()})
-    return shards
+        return {}
+    shards: dict[int, _Contents] = {}
+    for path in partial.glob("shard-*.json"):
+        rows = cast("dict[str, list[Any]]", _read_json(path))
+        number = int(path.stem.removeprefix("shard-"))
+        shards[number] = {name: (str(dtype), int(size)) for name, (dtype, size) in rows.items()}
+    return dict(sorted(shards.items()))
 
 
 class _ShardWriter:
@@ -319,10 +343,17 @@ class _ShardWriter:
 
     Args:
         written: the files that are there already.
+        ranks: each has every `size`-th number after theirs.
     """
 
     def __init__(
-        self, folder: Path, max_bytes: int, written: list[_Contents], *, verifies: bool
+        self,
+        folder: Path,
+        max_bytes: int,
+        written: dict[int, _Contents],
+        ranks: Ranks,
+        *,
+        verifies: bool,
     ) -> None:
         self._verifies = verifies
         self.shard_of: dict[str, int] = {}
@@ -330,12 +361,18 @@ class _ShardWriter:
         self._max_bytes = max_bytes
         self._file: SafetensorsFile | None = None
         self._contents: _Contents = {}
-        self._num_shards = 0
+        self._shards: list[int] = []
+        self._number, self._step = max(written, default=-1) + 1 + ranks.rank, ranks.size
         self._total_bytes = 0
         self._bytes_by_dtype: dict[torch.dtype, int] = {}
-        for contents in written:
-            self._count(contents)
-            self._num_shards += 1
+        self.take_in(written)
+
+    def take_in(self, written: dict[int, _Contents]) -> None:
+        """Count the files that are there, of this process and others."""
+        for number, contents in written.items():
+            if number not in self._shards:
+                self._count(number, contents)
+                self._shards.append(number)
 
     def add(self, name: str, tensor: Tensor) -> None:
         if name in self.shard_of:
@@ -343,15 +380,17 @@ class _ShardWriter:
         if self._file is not None and not self._file.has_room(tensor, self._max_bytes):
             self.close()
         if self._file is None:
-            self._file = SafetensorsFile(self._path(self._num_shards))
+            self._file = SafetensorsFile(self._path(self._number))
         self._file.add(name, tensor)
         row = (str(tensor.dtype).removeprefix("torch."), tensor.nbytes)
         self._contents[name] = row
-        self._count({name: row})
+        self._count(self._number, {name: row})
 
-    def _count(self, contents: _Contents) -> None:
+    def _count(self, number: int, contents: _Contents) -> None:
         for name, (word, size) in contents.items():
-            self.shard_of[name] = self._num_shards
+            if name in self.shard_of:
+                raise CheckpointError(f"{name} came twice; a checkpoint holds each tensor once.")
+            self.shard_of[name] = number
             self._total_bytes += size
             dtype = cast(torch.dtype, getattr(torch, word))
             if dtype.is_floating_point:
@@ -367,9 +406,10 @@ class _ShardWriter:
             self._file.close()
             if self._verifies:
                 self._file.verify()
-            _write_json(self._contents_path(self._num_shards), self._contents)
+            _write_json(self._contents_path(self._number), self._contents)
             self._file, self._contents = None, {}
-            self._num_shards += 1
+            self._shards.append(self._number)
+            self._number += self._step
 
     def abandon(self) -> None:
         """Forget the file that is being written; those before it stay."""
@@ -378,27 +418,24 @@ class _ShardWriter:
             self._file = None
 
     def finish(self) -> None:
-        """End the last file, give all their names, and write the index if there are several."""
+        """Give all files their names, and write the index if there are several."""
         if not self.shard_of:
             raise CheckpointError(f"No tensor came for {self._folder}; there is nothing to write.")
-        self.close()
-        for number in range(self._num_shards):
-            self._contents_path(number).unlink()
         (self._folder / _RESUME_NAME).unlink(missing_ok=True)
-        if self._num_shards == 1:
-            self._path(0).rename(self._folder / SINGLE_NAME)
-            return
-        names = [
-            f"model-{i + 1:05d}-of-{self._num_shards:05d}.safetensors"
-            for i in range(self._num_shards)
-        ]
-        for i, name in enumerate(names):
-            self._path(i).rename(self._folder / name)
-        index = {
-            "metadata": {"total_size": self._total_bytes},
-            "weight_map": {name: names[shard] for name, shard in self.shard_of.items()},
+        total = len(self._shards)
+        names = {
+            number: f"model-{i + 1:05d}-of-{total:05d}.safetensors" if total > 1 else SINGLE_NAME
+            for i, number in enumerate(sorted(self._shards))
         }
-        _write_json(self._folder / INDEX_NAME, index)
+        for number, name in names.items():
+            self._contents_path(number).unlink()
+            self._path(number).rename(self._folder / name)
+        if total > 1:
+            index = {
+                "metadata": {"total_size": self._total_bytes},
+                "weight_map": {name: names[shard] for name, shard in self.shard_of.items()},
+            }
+            _write_json(self._folder / INDEX_NAME, index)
 
     def _path(self, shard: int) -> Path:
         return self._folder / f"shard-{shard}.tmp"

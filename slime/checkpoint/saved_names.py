@@ -69,7 +69,71 @@ def _renamed(name: str, dims: ModelDims, index: int) -> str:
     renames = dict(POST_NORMS) | (FUSED_MLA_NORMS if dims.mla is not None else FUSED_QKV_NORM)
     if not dims.is_moe_layer(index):
         renames |= FUSED_MLP_NORM
+    return _replaced(name, renames)
+
+
+def _replaced(name: str, renames: dict[str, str]) -> str:
     for prefix, other in renames.items():
         if name.startswith(prefix):
             return other + name.removeprefix(prefix)
     return name
+
+
+# The projections of experts: the name of their stack, Megatron's.
+_EXPERT_LAYERS = {GATE_UP_STACK: "linear_fc1", "mlp.experts.weight2": "linear_fc2"}
+
+
+def stock_places(name: str, dims: ModelDims) -> tuple[Place, ...]:
+    """Where stock Megatron may have the parameter of this global name, other than `saved_place`.
+
+    Its experts are a stack with gate above up, its layers without TransformerEngine name a norm before
+    experts as if there were one MLP, and layers of one kind may share their tensors, or not.
+    """
+    found = _LAYER.fullmatch(name)
+    if found is None:
+        return ()
+    inner, index = found[2], int(found[1])
+    if inner in _EXPERT_LAYERS:
+        names = (f"mlp.experts.experts.{_EXPERT_LAYERS[inner]}.weight",)
+    else:
+        names = (_renamed(inner, dims, index), _replaced(inner, FUSED_MLP_NORM))
+    return tuple(
+        place
+        for word in dict.fromkeys(names)
+        for place in (
+            Place(f"decoder.layers.{index}.{word}"),
+            Place(f"decoder.layers.{word}", index, dims.num_layers),
+        )
+    )
+
+
+def rank_names(name: str, dims: ModelDims) -> tuple[str, ...]:
+    """Names that the parameter of this global Megatron name may have in the file of a rank.
+
+    They are relative to the layer, of which such a file has its own count. A norm stands by itself or is
+    part of the projection after it, as the layers were made without TransformerEngine or with it.
+    """
+    found = _LAYER.fullmatch(name)
+    if found is None:
+        return (name,)
+    inner, index = found[2], int(found[1])
+    return tuple(dict.fromkeys((inner, _renamed(inner, dims, index))))
+
+
+def rank_expert_names(name: str, number: int) -> tuple[str, ...]:
+    """Names that one expert's part of the stack of this global Megatron name may have there.
+
+    Args:
+        number: of the expert among the rank's own.
+
+    Example:
+        rank_expert_names("decoder.layers.7.mlp.experts.weight2", 3) ==
+        ("mlp.experts.linear_fc2.weight3", "mlp.experts.local_experts.3.linear_fc2.weight")
+    """
+    found = _LAYER.fullmatch(name)
+    assert found is not None, name
+    layer = _EXPERT_LAYERS[found[2]]
+    return (
+        f"mlp.experts.{layer}.weight{number}",
+        f"mlp.experts.local_experts.{number}.{layer}.weight",
+    )

@@ -14,7 +14,7 @@ import os
 import pickle
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -334,8 +334,3 @@ def _overlap(
         here.append(slice(first - start, stop - start))
         there.append(slice(first - other, stop - other))
     return tuple(here), tuple(there)
-
-
-def iterations(path: Path) -> Iterator[Path]:
-    """The iterations that a checkpoint folder holds."""
-    yield from sorted(folder for folder in path.iterdir() if (folder / _INDEX_NAME).is_file())

@@ -7,17 +7,18 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, get_args
 
 from slime.checkpoint.convert import check_hf_against_flags
 from slime.checkpoint.folders import (
-    Ranks,
+    CkptFormat,
     Report,
     hf_to_fp8,
     hf_to_torch_dist,
-    torch_dist_to_hf,
+    megatron_to_hf,
 )
 from slime.checkpoint.hf import read_hf_config
+from slime.checkpoint.ranks import Ranks
 from slime.config.foreign import megatron_index, megatron_values
 from slime.config.words import read_words
 from slime.errors import ConfigError, SlimeError
@@ -66,6 +67,36 @@ def run_torch_dist_to_hf(argv: Sequence[str]) -> int:
         "The weights of a Megatron checkpoint, of any parallel layout, as a Hugging Face folder.",
     )
     parser.add_argument("--input-dir", required=True, help="the checkpoint, or one iteration of it")
+    _add_hf_options(parser)
+    return _run(lambda: _to_hf(parser.parse_args(list(argv)), "torch_dist"))
+
+
+def run_to_hf(argv: Sequence[str]) -> int:
+    """`tools/convert_to_hf.py`: exit code."""
+    parser = _Parser(
+        "convert_to_hf.py",
+        "The weights of a Megatron checkpoint, of either format and any parallel layout, as a Hugging "
+        "Face folder. Under torchrun the ranks share the layers.",
+    )
+    parser.add_argument(
+        *("--input-dir", "--load"), required=True, help="the checkpoint, or one iteration of it"
+    )
+    parser.add_argument(
+        "--ckpt-format",
+        choices=get_args(CkptFormat),
+        help="as Megatron's flag; seen from the folder unless given",
+    )
+    _add_hf_options(parser)
+
+    def run() -> None:
+        options = parser.parse_args(list(argv))
+        _to_hf(options, options.ckpt_format)
+
+    return _run(run)
+
+
+def _add_hf_options(parser: argparse.ArgumentParser) -> None:
+    """The flags of what writes a Hugging Face folder."""
     parser.add_argument("--output-dir", required=True, help="the folder to write")
     parser.add_argument("--origin-hf-dir", required=True, help="where config and tokenizer are")
     parser.add_argument("--model-name", help="accepted; config.json tells the architecture")
@@ -79,22 +110,23 @@ def run_torch_dist_to_hf(argv: Sequence[str]) -> int:
         help="take what is not trained, as layers for multi-token prediction, from the origin",
     )
 
-    def run() -> None:
-        options = parser.parse_args(list(argv))
-        with _Bar(shows=True) as report:
-            torch_dist_to_hf(
-                options.input_dir,
-                options.output_dir,
-                origin=options.origin_hf_dir,
-                vocab_size=options.vocab_size,
-                overwrite=options.force,
-                adds_missing=options.add_missing_from_origin_hf,
-                max_shard_bytes=parse_size(options.chunk_size),
-                report=report,
-            )
-        sys.stderr.write(f"{options.output_dir}: written\n")
 
-    return _run(run)
+def _to_hf(options: argparse.Namespace, ckpt_format: CkptFormat | None) -> None:
+    with _Ranks() as ranks, _Bar(shows=ranks.rank == 0) as report:
+        megatron_to_hf(
+            options.input_dir,
+            options.output_dir,
+            origin=options.origin_hf_dir,
+            ckpt_format=ckpt_format,
+            vocab_size=options.vocab_size,
+            overwrite=options.force,
+            adds_missing=options.add_missing_from_origin_hf,
+            max_shard_bytes=parse_size(options.chunk_size),
+            ranks=ranks,
+            report=report,
+        )
+    if ranks.rank == 0:
+        sys.stderr.write(f"{options.output_dir}: written\n")
 
 
 def run_hf_to_fp8(argv: Sequence[str]) -> int:

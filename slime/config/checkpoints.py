@@ -1,6 +1,7 @@
 """What a folder holds, told by its files alone: a Megatron checkpoint, or a Hugging Face model."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,11 +10,24 @@ from slime.errors import ConfigError
 TRACKER_FILE = "latest_checkpointed_iteration.txt"
 # A checkpoint grows in a folder with this ending and is renamed when it is whole.
 HALF_WRITTEN = ".partial"
+# Megatron's --ckpt-format torch: a folder for each tensor, pipeline and expert rank.
+RANK_FOLDER = re.compile(r"mp_rank_\d{2,}(_\d{3,}){0,2}")
+# What a run says of such a checkpoint, after its name.
+RANK_FILES_REFUSED = (
+    "is a checkpoint of --ckpt-format torch, which the trainer does not read; tools/convert_to_hf.py "
+    "makes a Hugging Face folder of its weights, which --load takes"
+)
 
 
 def has_megatron_checkpoint(folder: str) -> bool:
     """Whether a checkpoint in Megatron's format was written there completely."""
     return (Path(folder) / TRACKER_FILE).is_file()
+
+
+def has_rank_files(folder: Path) -> bool:
+    """Whether it is one iteration of a checkpoint of Megatron's --ckpt-format torch."""
+    inner = folder.iterdir() if folder.is_dir() else iter(())
+    return any(RANK_FOLDER.fullmatch(item.name) for item in inner)
 
 
 def saved_so_far(folder: str) -> list[str]:

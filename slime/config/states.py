@@ -280,7 +280,9 @@ MEGATRON_STATES: dict[str, FlagState] = {
     "--decoder-last-pipeline-num-layers": WORKS,
     # Checkpoints.
     "--ckpt-step": WORKS,
-    "--ckpt-format": works_with("only torch_dist is built", "torch_dist"),
+    "--ckpt-format": works_with(
+        "tools/convert_to_hf.py turns torch into a folder that --load takes", "torch_dist"
+    ),
     "--no-save-rng": refused("the random state is always saved; --no-load-rng works"),
     "--use-persistent-ckpt-worker": own_way(_OWN_CHECKPOINT),
     "--ckpt-assume-constant-structure": own_way(_OWN_CHECKPOINT),

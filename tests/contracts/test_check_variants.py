@@ -323,6 +323,8 @@ def test_a_checkpoint_that_is_not_whole_is_named(world: World) -> None:
     (folder / "latest_checkpointed_iteration.txt").write_text("7")
     argv = changed(world.quickstart.grpo, load=str(folder), save=str(folder))
     assert "iter_0000007 is missing or not whole" in one_problem(judge(argv))
+    (folder / "iter_0000007" / "mp_rank_00").mkdir()
+    assert "convert_to_hf.py makes a Hugging Face folder" in one_problem(judge(argv))
     (folder / "iter_0000007" / "metadata.json").write_text("{}")
     assert "cannot continue the data after round 7" in one_problem(judge(argv))
     (folder / "rollout").mkdir()

@@ -8,7 +8,7 @@ from support import parallel_cases as cases
 from support.device import skip_unless_possible
 from support.ranks import make_models, result, run_ranks
 
-from slime.checkpoint.folders import hf_to_torch_dist, torch_dist_to_hf
+from slime.checkpoint.folders import hf_to_torch_dist, megatron_to_hf
 from slime.checkpoint.hf import HfFolder
 
 pytestmark = pytest.mark.trainer
@@ -41,5 +41,5 @@ def test_a_converted_folder_passes_through_two_ranks_bit_for_bit(
 ) -> None:
     assert result(folder, name)["first_rollout"] == 0
     origin = folder / cases.CONVERSIONS[name].model
-    torch_dist_to_hf(cases.checkpoint_of(folder, name), tmp_path / "back", origin=origin)
+    megatron_to_hf(cases.checkpoint_of(folder, name), tmp_path / "back", origin=origin)
     assert_equal_folders(tmp_path / "back", origin)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from slime.config.checkpoints import TRACKER_FILE
+from slime.config.checkpoints import RANK_FILES_REFUSED, TRACKER_FILE, has_rank_files
 from slime.config.config import Config
 from slime.errors import CheckpointError
 
@@ -65,6 +65,8 @@ def find_source(path: str, step: int | None = None) -> Source | None:
         iteration = None if word == _RELEASE else _iteration(word, folder)
         source = folder / (_RELEASE if iteration is None else f"iter_{iteration:07d}")
         if not (source / "metadata.json").is_file():
+            if has_rank_files(source):
+                raise CheckpointError(f"{source} {RANK_FILES_REFUSED}.")
             raise CheckpointError(
                 f"{folder} should hold {source.name}, but {source} is missing or not whole; "
                 f"restore it, or write the number of one that is whole into {folder / TRACKER_FILE}."

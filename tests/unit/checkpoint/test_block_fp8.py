@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from support.tiny_families import make_tiny_family
 
 from slime.checkpoint.block_fp8 import dequantized, is_quantized, quantized
-from slime.checkpoint.folders import hf_to_fp8, hf_to_torch_dist, torch_dist_to_hf
+from slime.checkpoint.folders import hf_to_fp8, hf_to_torch_dist, megatron_to_hf
 from slime.checkpoint.hf import HfFolder
 from slime.errors import CheckpointError
 
@@ -66,7 +66,7 @@ def test_an_fp8_folder_converts_as_its_bf16_numbers(tmp_path: Path) -> None:
     save_file(tensors, small / "model.safetensors", {"format": "pt"})
 
     hf_to_torch_dist(small, tmp_path / "saved")
-    torch_dist_to_hf(tmp_path / "saved", tmp_path / "back", origin=small)
+    megatron_to_hf(tmp_path / "saved", tmp_path / "back", origin=small)
     assert "quantization_config" not in json.loads((tmp_path / "back/config.json").read_text())
     with HfFolder(small) as read, HfFolder(tmp_path / "back") as back, HfFolder(plain) as origin:
         assert set(read.names()) == set(back.names()) == set(origin.names())

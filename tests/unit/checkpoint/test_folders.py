@@ -1,6 +1,9 @@
 """Conversions of whole folders: bits, interruptions, and what does not fit."""
 
 import json
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,11 @@ from support.tiny_families import FAMILIES, make_tiny_family, tiny_family_config
 
 from slime.checkpoint import folders
 from slime.checkpoint.dims import ModelDims
-from slime.checkpoint.folders import hf_to_torch_dist, torch_dist_to_hf
+from slime.checkpoint.folders import hf_to_torch_dist, megatron_to_hf
 from slime.checkpoint.hf import HfFolder, write_hf_folder
 from slime.checkpoint.mapping import load_mapping
+from slime.checkpoint.pieces import matrices
+from slime.checkpoint.ranks import Ranks
 from slime.checkpoint.torch_dist import TorchDistFolder
 from slime.config.checkpoints import TRACKER_FILE
 from slime.errors import CheckpointError
@@ -39,7 +44,7 @@ def test_there_and_back_changes_no_bit(family: str, tmp_path: Path) -> None:
     assert done == tmp_path / "saved" / "release"
     assert (tmp_path / "saved" / TRACKER_FILE).read_text() == "release"
     assert TorchDistFolder(done).shapes()["embedding.word_embeddings.weight"] == (128, 64)
-    torch_dist_to_hf(tmp_path / "saved", tmp_path / "back", origin=model, max_shard_bytes=200_000)
+    megatron_to_hf(tmp_path / "saved", tmp_path / "back", origin=model, max_shard_bytes=200_000)
     assert_equal(tmp_path / "back", model)
 
 
@@ -50,7 +55,7 @@ def test_every_tensor_of_a_published_model_has_a_place_of_its_own(name: str) -> 
     places: set[Any] = set()
     numbers = 0
     for bound in load_mapping(config["model_type"]).parameters(dims):
-        for _, pieces in folders._matrices(bound, dims):
+        for _, pieces in matrices(bound, dims):
             for piece in pieces:
                 at = (piece.place.key, piece.place.offsets(piece.offsets))
                 assert at not in places, at
@@ -83,7 +88,7 @@ def test_an_interrupted_conversion_goes_on(tmp_path: Path, monkeypatch: pytest.M
     again = read[before:]
     assert "model.embed_tokens.weight" not in again
     assert len(again) < len(tensors_of(model))
-    torch_dist_to_hf(tmp_path / "saved", tmp_path / "back", origin=model)
+    megatron_to_hf(tmp_path / "saved", tmp_path / "back", origin=model)
     assert_equal(tmp_path / "back", model)
 
 
@@ -111,7 +116,7 @@ def test_what_another_model_has_begun_is_not_taken_up(
         second = second.rename(first)
     done = hf_to_torch_dist(second, tmp_path / "saved")
     assert not (done / "resume.key").exists()
-    torch_dist_to_hf(tmp_path / "saved", tmp_path / "back", origin=second)
+    megatron_to_hf(tmp_path / "saved", tmp_path / "back", origin=second)
     assert_equal(tmp_path / "back", second)
 
 
@@ -130,7 +135,7 @@ def test_an_interrupted_way_back_goes_on_with_the_next_file(
         return real(self, key, *part)
 
     def convert(max_shard_bytes: int) -> None:
-        torch_dist_to_hf(
+        megatron_to_hf(
             tmp_path / "saved", tmp_path / "back", origin=model, max_shard_bytes=max_shard_bytes
         )
 
@@ -166,13 +171,52 @@ def test_a_way_back_with_other_words_starts_anew(
 
     monkeypatch.setattr(TorchDistFolder, "tensor", failing)
     with pytest.raises(KeyboardInterrupt):
-        torch_dist_to_hf(
-            tmp_path / "saved", tmp_path / "back", origin=model, max_shard_bytes=50_000
-        )
+        megatron_to_hf(tmp_path / "saved", tmp_path / "back", origin=model, max_shard_bytes=50_000)
     monkeypatch.undo()
-    torch_dist_to_hf(tmp_path / "saved", tmp_path / "back", origin=model, max_shard_bytes=10**9)
+    megatron_to_hf(tmp_path / "saved", tmp_path / "back", origin=model, max_shard_bytes=10**9)
     assert_equal(tmp_path / "back", model)
     assert len(list((tmp_path / "back").glob("*.safetensors"))) == 1
+
+
+def test_one_process_takes_up_what_two_ranks_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_tiny_family(tmp_path / "model", "qwen3_moe", vocab_size=VOCAB)
+    hf_to_torch_dist(model, tmp_path / "saved")
+    barrier, real = threading.Barrier(2, timeout=60), TorchDistFolder.tensor
+
+    def failing(self: TorchDistFolder, key: str, *part: Any) -> torch.Tensor:
+        if key.startswith("decoder.layers.3."):
+            barrier.abort()
+            raise CheckpointError("the disk is gone")
+        return real(self, key, *part)
+
+    def convert(ranks: Ranks) -> None:
+        megatron_to_hf(
+            tmp_path / "saved", tmp_path / "back", origin=model, max_shard_bytes=50_000, ranks=ranks
+        )
+
+    def run_both(*expected: type[BaseException]) -> None:
+        ranks = [Ranks(rank, 2, lambda: barrier.wait() and None) for rank in range(2)]
+        with ThreadPoolExecutor(2) as pool:
+            for done in [pool.submit(convert, rank) for rank in ranks]:
+                assert isinstance(done.exception(), expected or type(None)), done.exception()
+
+    monkeypatch.setattr(TorchDistFolder, "tensor", failing)
+    run_both(CheckpointError, threading.BrokenBarrierError)
+    monkeypatch.setattr(TorchDistFolder, "tensor", real)
+    assert not (tmp_path / "back").exists()
+    (tmp_path / "back.partial" / "shard-99.tmp").write_text("cut short")
+    files = list((tmp_path / "back.partial").glob("shard-*.json"))
+    assert {int(file.stem.removeprefix("shard-")) % 2 for file in files} == {0, 1}
+    convert(Ranks())
+    assert_equal(tmp_path / "back", model)
+    names = {path.name for path in (tmp_path / "back").iterdir()}
+    assert all(name.endswith((".safetensors", "config.json", "index.json")) for name in names)
+    barrier.reset()
+    shutil.rmtree(tmp_path / "back")
+    run_both()
+    assert_equal(tmp_path / "back", model)
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
@@ -181,9 +225,9 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="release is there"):
         hf_to_torch_dist(model, tmp_path / "saved")
     with pytest.raises(CheckpointError, match="not empty"):
-        torch_dist_to_hf(tmp_path / "saved", model, origin=model)
-    torch_dist_to_hf(tmp_path / "saved", tmp_path / "back", origin=model)
-    torch_dist_to_hf(tmp_path / "saved", tmp_path / "back", origin=model, overwrite=True)
+        megatron_to_hf(tmp_path / "saved", model, origin=model)
+    megatron_to_hf(tmp_path / "saved", tmp_path / "back", origin=model)
+    megatron_to_hf(tmp_path / "saved", tmp_path / "back", origin=model, overwrite=True)
     assert_equal(tmp_path / "back", model)
 
 
@@ -192,12 +236,12 @@ def test_another_model_is_named_by_its_tensors(tmp_path: Path) -> None:
     hf_to_torch_dist(model, tmp_path / "saved")
     wider = make_tiny_family(tmp_path / "wider", "qwen3", vocab_size=VOCAB, intermediate_size=256)
     with pytest.raises(CheckpointError, match=r"mlp.linear_fc1.weight \[4, 256, 64\] instead of"):
-        torch_dist_to_hf(tmp_path / "saved", tmp_path / "back", origin=wider)
+        megatron_to_hf(tmp_path / "saved", tmp_path / "back", origin=wider)
     other = make_tiny_family(tmp_path / "other", "qwen2", vocab_size=VOCAB)
     with pytest.raises(
         CheckpointError, match=r"missing: .*linear_qkv.bias.*; 2 left over: .*layernorm"
     ):
-        torch_dist_to_hf(tmp_path / "saved", tmp_path / "back", origin=other)
+        megatron_to_hf(tmp_path / "saved", tmp_path / "back", origin=other)
     assert not (tmp_path / "back").exists()
 
 
@@ -218,9 +262,9 @@ def test_layers_for_multi_token_prediction_come_from_the_origin_when_asked(tmp_p
     (model / "config.json").write_text(json.dumps(config))
     write_hf_folder(tmp_path / "mtp", (tensors | extra).items(), config_from=model)
     hf_to_torch_dist(tmp_path / "mtp", tmp_path / "saved")
-    torch_dist_to_hf(tmp_path / "saved", tmp_path / "without", origin=tmp_path / "mtp")
+    megatron_to_hf(tmp_path / "saved", tmp_path / "without", origin=tmp_path / "mtp")
     assert tensors_of(tmp_path / "without").keys() == tensors.keys()
-    torch_dist_to_hf(
+    megatron_to_hf(
         tmp_path / "saved", tmp_path / "with", origin=tmp_path / "mtp", adds_missing=True
     )
     assert_equal(tmp_path / "with", tmp_path / "mtp")
@@ -234,7 +278,7 @@ def test_a_folder_without_a_checkpoint_says_so(
     content: dict[str, str], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
-        torch_dist_to_hf(tmp_path, tmp_path / "back", origin=tmp_path)
+        megatron_to_hf(tmp_path, tmp_path / "back", origin=tmp_path)
 
 
 def test_an_iteration_can_be_named(tmp_path: Path) -> None:
@@ -242,6 +286,6 @@ def test_an_iteration_can_be_named(tmp_path: Path) -> None:
     hf_to_torch_dist(model, tmp_path / "saved")
     (tmp_path / "saved" / TRACKER_FILE).unlink()
     with pytest.raises(CheckpointError, match="it holds release: name one of them"):
-        torch_dist_to_hf(tmp_path / "saved", tmp_path / "back", origin=model)
-    torch_dist_to_hf(tmp_path / "saved" / "release", tmp_path / "back", origin=model)
+        megatron_to_hf(tmp_path / "saved", tmp_path / "back", origin=model)
+    megatron_to_hf(tmp_path / "saved" / "release", tmp_path / "back", origin=model)
     assert_equal(tmp_path / "back", model)

@@ -16,6 +16,7 @@ from slime.cli.convert import (
     parse_size,
     run_hf_to_fp8,
     run_hf_to_torch_dist,
+    run_to_hf,
     run_torch_dist_to_hf,
 )
 from slime.errors import ConfigError
@@ -71,7 +72,9 @@ def test_words_that_do_not_fit_are_named(
     assert not (tmp_path / "out" / "release").exists()
 
 
-@pytest.mark.parametrize("run", [run_hf_to_torch_dist, run_torch_dist_to_hf, run_hf_to_fp8])
+@pytest.mark.parametrize(
+    "run", [run_hf_to_torch_dist, run_torch_dist_to_hf, run_to_hf, run_hf_to_fp8]
+)
 def test_missing_words_are_named(run: object, capsys: pytest.CaptureFixture[str]) -> None:
     assert callable(run)
     assert run([]) == 1
@@ -92,7 +95,7 @@ def test_what_is_no_size_is_named(words: str) -> None:
         parse_size(words)
 
 
-def test_the_scripts_convert_there_under_torchrun_and_back(model: Path, tmp_path: Path) -> None:
+def test_the_scripts_convert_there_and_back_under_torchrun(model: Path, tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     torchrun = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
@@ -102,19 +105,43 @@ def test_the_scripts_convert_there_under_torchrun_and_back(model: Path, tmp_path
     command = [*torchrun, *tool, "--save", str(tmp_path / "saved")]
     subprocess.run(command, env=environment, cwd=ROOT, check=True, timeout=120)
     back = [
-        *(sys.executable, str(ROOT / "tools" / "convert_torch_dist_to_hf.py")),
-        *("--input-dir", str(tmp_path / "saved"), "--output-dir", str(tmp_path / "back")),
+        *(*torchrun, str(ROOT / "tools" / "convert_to_hf.py")),
+        *("--load", str(tmp_path / "saved"), "--output-dir", str(tmp_path / "back")),
         *("--origin-hf-dir", str(model), "--chunk-size", "100KB"),
     ]
     done = subprocess.run(
         back, env=environment, cwd=ROOT, check=True, timeout=120, capture_output=True, text=True
     )
-    assert "back: written" in done.stderr
-    with HfFolder(model) as expected, HfFolder(tmp_path / "back") as found:
+    assert done.stderr.count("back: written") == 1
+    assert_equal_folders(tmp_path / "back", model)
+    assert len(list((tmp_path / "back").glob("*.safetensors"))) > 3
+    names = {path.name for path in (tmp_path / "back").iterdir()}
+    assert all(name.endswith((".safetensors", "config.json", "index.json")) for name in names)
+
+
+def assert_equal_folders(path: Path, other: Path) -> None:
+    with HfFolder(other) as expected, HfFolder(path) as found:
         assert set(found.names()) == set(expected.names())
         for name in expected.names():
             assert torch.equal(found.tensor(name), expected.tensor(name)), name
-    assert len(list((tmp_path / "back").glob("*.safetensors"))) > 3
+
+
+def test_the_format_is_seen_and_one_that_is_not_there_is_refused(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_hf_to_torch_dist(["--hf-checkpoint", str(model), "--save", str(tmp_path / "a")]) == 0
+    argv = ["--input-dir", str(tmp_path / "a"), "--output-dir", str(tmp_path / "back")]
+    argv += ["--origin-hf-dir", str(model)]
+    assert run_to_hf([*argv, "--ckpt-format", "torch"]) == 1
+    assert "is a checkpoint of --ckpt-format torch_dist, not torch" in capsys.readouterr().err
+    assert run_to_hf([*argv, "--ckpt-format", "torch_dcp"]) == 1
+    assert "invalid choice: 'torch_dcp'" in capsys.readouterr().err
+    assert not (tmp_path / "back").exists()
+    assert run_to_hf(argv) == 0
+    assert_equal_folders(tmp_path / "back", model)
+    assert run_torch_dist_to_hf(argv) == 1
+    assert "not empty" in capsys.readouterr().err
+    assert run_torch_dist_to_hf([*argv, "--force"]) == 0
 
 
 def test_fp8_by_its_words(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

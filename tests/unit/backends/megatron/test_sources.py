@@ -56,3 +56,7 @@ def test_a_run_never_starts_from_nothing(config: Config, tmp_path: Path) -> None
         find_source(megatron_folder(tmp_path / "broken", "5", "iter_0000004"))
     with pytest.raises(CheckpointError, match="should be a number"):
         find_source(megatron_folder(tmp_path / "strange", "five"))
+    legacy = megatron_folder(tmp_path / "legacy", "5")
+    (tmp_path / "legacy" / "iter_0000005" / "mp_rank_00").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"--ckpt-format torch.*convert_to_hf\.py"):
+        find_source(legacy)
