@@ -28,6 +28,8 @@ from slime.config.config import Config
 from slime.config.problems import Problems
 from slime.config.resolve import check_overlapping
 
+logger = logging.getLogger(__name__)
+
 _NVIDIA = Path("/proc/driver/nvidia/gpus")
 
 
@@ -76,18 +78,23 @@ def check(
         data = check_data(config, problems)
         prompts = next((item for item in data if item.name is None), None)
         check_epochs(config, prompts, problems)
-        start = check_start(config, problems)
+        # What this machine lacks is no fault of a run that is meant for others.
+        here = problems if cluster is None else problems.apart()
+        start = check_start(config, problems, here=here)
         if cluster is not None:
             check_cluster(config, cluster, problems)
         else:
             check_ports(config, problems)
-        check_run_folder(config, problems)
+        check_run_folder(config, here)
         text = ""
         with problems.caught():
             plan = make_plan(view, prompts, start.first_round)
-            disk = check_disk(view, model, plan, problems, free_bytes=free_bytes)
+            disk = check_disk(view, model, plan, here, free_bytes=free_bytes)
             if not problems.messages and model is not None:
                 text = summary(Facts(config, model, data, start, plan, disk))
+        if here is not problems:
+            for message in here.messages:
+                logger.warning("on this machine, which need not be one of them: %s", message)
     return Checked(tuple(problems.messages), tuple(notes), text)
 
 

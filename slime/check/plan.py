@@ -136,3 +136,22 @@ def check_cluster(config: Config, cluster: Cluster, problems: Problems) -> None:
                 f"--rollout-num-gpus-per-engine {size} is neither within a node of "
                 f"{cluster.gpus_per_node} slots nor a number of whole nodes; change it"
             )
+        elif view.device != "cpu" and (start := _first_torn_engine(view, cluster)) is not None:
+            first = "shared with training" if view.colocate else "behind those that train"
+            problems.add(
+                f"--rollout-num-gpus-per-engine {size}: the slots of engines ({first}) are dealt in "
+                f"order, so the engine from slot {start} on would begin within one node of "
+                f"{cluster.gpus_per_node} and end in another; let engines divide a node, and "
+                "training slots fill whole ones"
+            )
+
+
+def _first_torn_engine(config: Config, cluster: Cluster) -> int | None:
+    """First slot of an engine that neither lies in one node nor takes whole ones."""
+    slots, size = slots_of(config), config.rollout_num_gpus_per_engine
+    begin = 0 if config.colocate else slots.train
+    for start in range(begin, begin + slots.rollout, size):
+        offset = start % cluster.gpus_per_node
+        if offset and offset + size > cluster.gpus_per_node:
+            return start
+    return None

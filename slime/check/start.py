@@ -31,8 +31,8 @@ class StartFacts:
     first_round: int
 
 
-def check_start(config: Config, problems: Problems) -> StartFacts:
-    """Where the run begins; what is missing there is noted."""
+def check_start(config: Config, problems: Problems, *, here: Problems) -> StartFacts:
+    """Where the run begins; what is missing there is noted, files of weights in `here`."""
     view = problems.readable(config)
     with problems.caught():
         if view.debug_rollout_only:
@@ -43,11 +43,13 @@ def check_start(config: Config, problems: Problems) -> StartFacts:
             facts = _checkpoint(view)
         elif view.load is not None and is_hf_folder(view.load):
             facts = StartFacts(Path(view.load), False, view.start_rollout_id or 0)
-            check_weights(view.load)
+            with here.caught():
+                check_weights(view.load)
     with problems.caught():
         needs_reference = view.ref_load is not None and view.ref_load != view.load
         if needs_reference and is_hf_folder(str(view.ref_load)):
-            check_weights(str(view.ref_load))
+            with here.caught():
+                check_weights(str(view.ref_load))
     return facts
 
 

@@ -81,6 +81,23 @@ def _pipeline(config: Config) -> Iterator[str]:
             "--decoder-first-pipeline-num-layers or --decoder-last-pipeline-num-layers so that "
             "the others do, or another size"
         )
+        return
+    per_stage = {count for count in (first, last) if count is not None}
+    per_stage |= {middle // stages} if stages else set()
+    yield from _interleaved(config, per_stage)
+
+
+def _interleaved(config: Config, per_stage: set[int]) -> Iterator[str]:
+    parts = {
+        "--num-layers-per-virtual-pipeline-stage": config.num_layers_per_virtual_pipeline_stage,
+        "--num-virtual-stages-per-pipeline-rank": config.num_virtual_stages_per_pipeline_rank,
+    }
+    for flag, size in parts.items():
+        for count in sorted(count for count in per_stage if size and count % size):
+            yield (
+                f"{flag} {size} does not divide the {count} layers of a pipeline rank; choose "
+                "another number"
+            )
 
 
 def _ends(first: int | None, last: int | None) -> str:

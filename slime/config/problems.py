@@ -31,6 +31,12 @@ class Problems:
         if message not in self.messages:
             self.messages.append(message)
 
+    def apart(self) -> "Problems":
+        """A list of its own that knows what is spoilt, for what need not stop a run."""
+        other = Problems()
+        other.spoilt = self.spoilt
+        return other
+
     @contextmanager
     def caught(self, *, spoils: Iterable[str] = ()) -> Generator[None]:
         """Note a ConfigError that is raised inside, and go on behind the block."""

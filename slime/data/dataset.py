@@ -246,15 +246,19 @@ def _read_parquet(file: Path, rows: slice) -> Iterator[tuple[str, dict[str, Any]
         raise DataError(f"{file}: not a parquet file ({error})") from error
     start, stop, _ = rows.indices(table.metadata.num_rows)
     first = 0
-    for batch in table.iter_batches(batch_size=_BATCH_ROWS):
-        begin, end = max(start - first, 0), min(stop - first, batch.num_rows)
-        if begin < end:
-            values = batch.slice(begin, end - begin).to_pylist()
-            for number, row in enumerate(values, start=first + begin):
-                yield f"{file}:{number}", row
-        first += batch.num_rows
-        if first >= stop:
-            return
+    for group in range(table.num_row_groups):
+        num_rows = table.metadata.row_group(group).num_rows
+        if first + num_rows <= start or first >= stop:
+            first += num_rows
+            continue
+        # Group by group: one call for all keeps the whole file in memory as it goes.
+        for batch in table.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group]):
+            begin, end = max(start - first, 0), min(stop - first, batch.num_rows)
+            if begin < end:
+                values = batch.slice(begin, end - begin).to_pylist()
+                for number, row in enumerate(values, start=first + begin):
+                    yield f"{file}:{number}", row
+            first += batch.num_rows
 
 
 def _check_text(where: str, text: str) -> None:

@@ -369,6 +369,8 @@ def test_sft_wants_messages(world: World) -> None:
             "--rollout-num-gpus-per-engine 12 is neither",
         ),
         ("--nodes 1", {"device": "auto"}, "engines on GPUs are not built yet"),
+        # Slots on CPUs are processes, which no node keeps together.
+        ("--nodes 2 --gpus-per-node 2", {"rollout_num_gpus_per_engine": "2"}, None),
     ],
 )
 def test_a_cluster_one_does_not_have(
@@ -380,6 +382,28 @@ def test_a_cluster_one_does_not_have(
         assert found.problems == ()
     else:
         assert expected in one_problem(found)
+
+
+def test_engines_of_a_cluster_lie_within_its_nodes(world: World) -> None:
+    argv = changed(world.quickstart.grpo, device="cuda", rollout_num_gpus_per_engine="2")
+    found = judge(["--nodes", "2", "--gpus-per-node", "2", "--", *argv])
+    torn = [text for text in found.problems if "would begin within one node of 2" in text]
+    assert len(torn) == 1
+    assert "the engine from slot 1 on" in torn[0]
+    assert found.problems != judge(["--nodes", "2", "--gpus-per-node", "3", "--", *argv]).problems
+
+
+def test_what_this_machine_lacks_is_a_note_for_another_cluster(world: World) -> None:
+    argv = changed(world.quickstart.grpo, hf_checkpoint=world.model(model__safetensors=None))
+    tight = {"free_bytes": lambda _: 1000}
+    assert len(judge(argv, **tight).problems) == 2
+    found = judge(["--nodes", "1", "--", *argv], **tight)
+    assert found.problems == ()
+    assert found.summary
+    holds_none, is_small = found.notes
+    assert "on this machine, which need not be one of them: " in holds_none
+    assert "holds no weights" in holds_none
+    assert "1 checkpoint(s) of 3.54 MB" in is_small
 
 
 # --- all at once, and as a command ---

@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -101,3 +102,45 @@ def test_a_ray_job_runs_to_its_end(cluster: dict[str, str], work: Work) -> None:
     done = subprocess.run(submit, env=cluster, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert done.returncode == 0, done.stdout + done.stderr
     assert read_metrics(folder / "metrics.jsonl")
+
+
+# --- the scripts in scripts/, which find or start Ray themselves ---
+
+
+def start_recipe(work: Work, folder: Path, env: dict[str, str]) -> subprocess.Popen[str]:
+    """The SFT recipe with the quickstart's model, one rank and a few rounds."""
+    inputs = {"MODEL_DIR": "model", "TRAIN_DATA": "data/demos.jsonl", "SAVE_DIR": str(folder)}
+    flags = """--device cpu --loss-mask-type qwen --num-rollout 2 --rollout-batch-size 16
+        --global-batch-size 16"""
+    return subprocess.Popen(
+        ["bash", str(ROOT / "scripts/run-qwen3-4B-base-sft.sh"), *shlex.split(flags), *MODEL_ARGS],
+        env=env | inputs | {"PYTHON": sys.executable, "GPUS_PER_NODE": "1"},
+        cwd=work.path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_a_recipe_starts_a_ray_that_ends_with_it(work: Work, tmp_path: Path) -> None:
+    # No cluster is noted there; not tmp_path, as paths of sockets must be short.
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:
+        process = start_recipe(work, tmp_path / "run folder", {**os.environ, "RAY_TMPDIR": folder})
+        output, _ = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, output
+    assert read_metrics(tmp_path / "run folder/run/metrics.jsonl")
+    head = output.partition("for this run (process ")[2].partition(")")[0]
+    # The head led a session of its own, so that all it started has its number.
+    listed = subprocess.run(["ps", "-s", head, "-o", "stat="], capture_output=True, text=True)
+    assert [state for state in listed.stdout.split() if not state.startswith("Z")] == []
+
+
+def test_a_recipe_leaves_a_cluster_it_joined_alone(
+    cluster: dict[str, str], work: Work, tmp_path: Path
+) -> None:
+    process = start_recipe(work, tmp_path / "save", cluster)
+    output, _ = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, output
+    assert f"using the Ray cluster at {cluster['RAY_ADDRESS']}" in output
+    assert read_metrics(tmp_path / "save/run/metrics.jsonl")
+    assert _answers(cluster["JOB_URL"])

@@ -199,6 +199,23 @@ _EXPERTS = {"num_experts": "4", "moe_layer_freq": "1", "actor_num_gpus_per_node"
             "does not divide --num-layers 6 less 2 of the first stage into 3 equal stages",
         ),
         (
+            {
+                "pipeline_model_parallel_size": "2",
+                "num_layers": "6",
+                "num_virtual_stages_per_pipeline_rank": "2",
+            },
+            "--num-virtual-stages-per-pipeline-rank 2 does not divide the 3 layers of a pipeline",
+        ),
+        (
+            {
+                "pipeline_model_parallel_size": "2",
+                "num_layers": "5",
+                "decoder_last_pipeline_num_layers": "1",
+                "num_layers_per_virtual_pipeline_stage": "2",
+            },
+            "--num-layers-per-virtual-pipeline-stage 2 does not divide the 1 layers of a pipeline",
+        ),
+        (
             {"expert_model_parallel_size": "2"},
             "--expert-model-parallel-size 2: the model has no experts",
         ),

@@ -199,3 +199,12 @@ def test_epoch_order_is_a_permutation_fixed_by_seed_and_epoch(numbered: dict[str
     assert sorted(first) == list(range(10))
     assert first == [7, 3, 2, 8, 5, 6, 9, 4, 0, 1]  # a change here would break every resume
     assert dataset.epoch_order(42, 1) == dataset.epoch_order(43, 0) != first
+
+
+def test_a_parquet_file_is_read_group_by_group(tmp_path: Path) -> None:
+    rows = [{"text": f"{number:06}" * 300} for number in range(5000)]
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(table, tmp_path / "p.parquet", row_group_size=250, use_dictionary=False)
+    size, before = table.nbytes, pa.total_allocated_bytes()
+    kept = max(pa.total_allocated_bytes() for _ in read_rows(str(tmp_path / "p.parquet")))
+    assert kept - before < size / 4

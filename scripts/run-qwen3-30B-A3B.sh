@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# GRPO of Qwen3-30B-A3B on DAPO-Math-17k: one node of 8 GPUs, which trainer and engines share.
+#
+#   MODEL_DIR=... PROMPT_DATA=... EVAL_DATA=... SAVE_DIR=... \
+#     scripts/run-qwen3-30B-A3B.sh [--dry-run] [FLAGS...]
+#
+# FLAGS are added at the end, where they win over those below. --dry-run checks all flags and files, starts nothing, and
+# needs no GPU and no weights.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=lib/recipe.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib/recipe.sh"
+
+needs \
+  MODEL_DIR "the Hugging Face folder of Qwen3-30B-A3B" \
+  PROMPT_DATA "DAPO-Math-17k as .jsonl or .parquet, with the columns prompt and label" \
+  EVAL_DATA "AIME-2024 in the same form" \
+  SAVE_DIR "folder for checkpoints; a run that finds one there goes on with it"
+cluster 1 8
+# shellcheck source-path=SCRIPTDIR source=models/qwen3-30B-A3B.sh
+source "$SCRIPTS/models/qwen3-30B-A3B.sh"
+
+CKPT_ARGS=(
+  --hf-checkpoint "$MODEL_DIR" --run-dir "$SAVE_DIR/run" # metrics, samples, logs
+  # Also after each epoch; 490 GB each, and none is ever deleted. --dry-run says how many there will be.
+  --load "$SAVE_DIR" --save "$SAVE_DIR" --save-interval 250
+)
+ROLLOUT_ARGS=(
+  --prompt-data "$PROMPT_DATA" --input-key prompt --label-key label --apply-chat-template --rollout-shuffle
+  --rm-type deepscaler
+  --num-rollout 3000 --rollout-batch-size 32 --n-samples-per-prompt 8 --global-batch-size 256
+  --rollout-max-response-len 8192 --rollout-temperature 1
+  --balance-data
+)
+EVAL_ARGS=(
+  --eval-interval 20 --eval-prompt-data aime "$EVAL_DATA"
+  --n-samples-per-eval-prompt 16 --eval-max-response-len 16384 --eval-top-p 1
+)
+PERF_ARGS=(
+  --tensor-model-parallel-size 4 --sequence-parallel
+  --expert-model-parallel-size 8 --expert-tensor-parallel-size 1
+  --recompute-granularity full --recompute-method uniform --recompute-num-layers 1
+  --use-dynamic-batch-size --max-tokens-per-gpu 20480
+)
+GRPO_ARGS=(
+  --advantage-estimator grpo --eps-clip 0.2 --eps-clip-high 0.28
+  --use-kl-loss --kl-loss-coef 0.00 --kl-loss-type low_var_kl # at 0 no reference model is loaded
+  --entropy-coef 0.00
+)
+OPTIMIZER_ARGS=(
+  --optimizer adam --lr 1e-6 --lr-decay-style constant --weight-decay 0.1 --adam-beta1 0.9 --adam-beta2 0.98
+  --optimizer-cpu-offload --overlap-cpu-optimizer-d2h-h2d --use-precision-aware-optimizer
+)
+SGLANG_ARGS=(
+  --rollout-num-gpus-per-engine 8 --sglang-mem-fraction-static 0.7
+  --sglang-cuda-graph-bs 1 2 4 8 {16..256..8}
+)
+MISC_ARGS=(
+  --device cuda --actor-num-nodes "$NUM_NODES" --actor-num-gpus-per-node "$GPUS_PER_NODE" --colocate
+  --attention-dropout 0.0 --hidden-dropout 0.0 --accumulate-allreduce-grads-in-fp32
+)
+
+launch train.py "${MODEL_ARGS[@]}" "${CKPT_ARGS[@]}" "${ROLLOUT_ARGS[@]}" "${EVAL_ARGS[@]}" "${PERF_ARGS[@]}" \
+  "${GRPO_ARGS[@]}" "${OPTIMIZER_ARGS[@]}" "${SGLANG_ARGS[@]}" "${MISC_ARGS[@]}" "$@"

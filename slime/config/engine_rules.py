@@ -1,0 +1,61 @@
+"""Rules about the sizes of an SGLang engine: what its server would say only when it loads."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from slime.config.config import Config
+from slime.config.foreign import megatron_values
+
+_SIZE = "--rollout-num-gpus-per-engine"
+
+
+def engine_sizes(config: Config) -> Iterator[str]:
+    """What is wrong with how an engine on GPUs shares the model among its devices."""
+    is_sglang = config.rollout_engine == "auto" and config.device == "cuda"
+    if not is_sglang or config.debug_train_only:
+        return
+    size, pipeline = config.rollout_num_gpus_per_engine, config.sglang_argv.get("pp_size", 1)
+    if size % pipeline:
+        return  # told already
+    tensor = size // pipeline
+    yield from _attention(config, tensor)
+    yield from _experts(config, tensor)
+
+
+def _attention(config: Config, tensor: int) -> Iterator[str]:
+    has_copies = config.sglang_argv.get("enable_dp_attention", False)
+    copies = config.sglang_argv.get("dp_size", 1) if has_copies else 1
+    if tensor % copies:
+        yield (
+            f"--sglang-dp-size {copies} does not divide the {tensor} devices of an engine's tensor "
+            f"parallelism ({_SIZE}); choose another size"
+        )
+        return
+    ranks, megatron = tensor // copies, megatron_values(config.megatron_argv)
+    counts: dict[str, Any] = {"--num-attention-heads": megatron["num_attention_heads"]}
+    if megatron["group_query_attention"]:
+        counts["--num-query-groups"] = megatron["num_query_groups"]
+    for flag, count in counts.items():
+        # Ranks may share a group of keys: each of them then holds a copy.
+        if count and count % ranks and (flag == "--num-attention-heads" or ranks % count):
+            yield (
+                f"an engine's attention is shared by {ranks} devices ({_SIZE}, less pipeline and "
+                f"--sglang-dp-size), which does not divide {flag} {count}; choose another size"
+            )
+
+
+def _experts(config: Config, tensor: int) -> Iterator[str]:
+    ranks = config.sglang_argv.get("ep_size", 1)
+    num_experts = megatron_values(config.megatron_argv)["num_experts"] or 0
+    if ranks > 1 and not num_experts:
+        yield f"--sglang-ep-size {ranks}: the model has no experts (--num-experts); leave it out"
+    elif num_experts % ranks:
+        yield f"--sglang-ep-size {ranks} does not divide --num-experts {num_experts}"
+    if tensor % ranks:
+        yield (
+            f"--sglang-ep-size {ranks} does not divide the {tensor} devices of an engine's tensor "
+            f"parallelism ({_SIZE}); choose another size"
+        )
+    dense = config.sglang_argv.get("moe_dense_tp_size")
+    if dense not in (None, 1, tensor):
+        yield f"--sglang-moe-dense-tp-size {dense}: SGLang knows 1 and {tensor}, the whole engine"
