@@ -120,12 +120,18 @@ REWARDS = Table(
 # (config, index, host, port, log_dir) -> the server to start.
 ENGINES = Table(
     "engine",
-    {"embedded": "slime.engines.embedded.launch:launch"},
+    {
+        "embedded": "slime.engines.embedded.launch:launch",
+        "sglang": "slime.engines.sglang.launch:launch",
+    },
 )
 
 TRANSPORTS = Table(
     "weight transport",
-    {"gloo": "slime.weights.gloo:GlooTransport"},
+    {
+        "gloo": "slime.weights.gloo:GlooTransport",
+        "receiver": "slime.weights.receiver:ReceiverTransport",
+    },
 )
 
 TRACKERS = Table(

@@ -4,11 +4,9 @@ Imports neither torch nor Ray nor transformers, and runs no code of the user.
 """
 
 import logging
-import os
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from slime.check.data import check_data
 from slime.check.functions import check_functions
@@ -29,8 +27,6 @@ from slime.config.problems import Problems
 from slime.config.resolve import check_overlapping
 
 logger = logging.getLogger(__name__)
-
-_NVIDIA = Path("/proc/driver/nvidia/gpus")
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,6 @@ def check(
         if overlaps:
             with problems.caught():
                 check_overlapping(view)
-        _check_device(config, cluster, problems)
         check_functions(config, problems, Modules(folders))
         model = check_model(config, problems)
         data = check_data(config, problems)
@@ -96,24 +91,6 @@ def check(
             for message in here.messages:
                 logger.warning("on this machine, which need not be one of them: %s", message)
     return Checked(tuple(problems.messages), tuple(notes), text)
-
-
-def _check_device(config: Config, cluster: Cluster | None, problems: Problems) -> None:
-    """As `orchestration/ray_cluster.py` will refuse it: GPUs would be left idle silently."""
-    view = problems.readable(config)
-    with problems.caught():
-        has_gpus = cluster is not None or _has_gpus()
-        if view.device == "auto" and has_gpus and not view.debug_train_only:
-            problems.add(
-                "--device auto takes CUDA where there are GPUs, and engines on GPUs are not built "
-                "yet; give --device cpu to run on the CPUs all the same"
-            )
-
-
-def _has_gpus() -> bool:
-    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
-        return False
-    return _NVIDIA.is_dir() and any(_NVIDIA.iterdir())
 
 
 @contextmanager

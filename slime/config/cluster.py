@@ -34,10 +34,12 @@ class ClusterConfig:
     colocate: bool = flag(False, "Trainer and engines share device slots and take turns.")
     offload: bool = flag(False, "Both --offload-train and --offload-rollout.")
     offload_train: bool | None = flag(
-        None, "Move the trainer out of GPU memory while engines generate; on with --colocate."
+        None,
+        "Move the trainer out of GPU memory while engines generate; on with --colocate.",
     )
     offload_rollout: bool | None = flag(
-        None, "Release the engines' GPU memory while the trainer trains; on with --colocate."
+        None,
+        "Release the engines' GPU memory while the trainer trains; on with --colocate.",
     )
     num_critic_only_steps: int = flag(0, "The first N rollouts train only the critic.")
     megatron_config_path: str | None = flag(

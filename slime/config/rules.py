@@ -261,10 +261,13 @@ def _precision(config: Config) -> Iterator[str]:
 
 
 def _device(config: Config) -> Iterator[str]:
-    if config.device == "cuda" and not config.debug_train_only:
+    if config.device != "cuda" or config.debug_train_only or config.rollout_num_gpus is None:
+        return
+    if config.rollout_num_gpus_per_engine > 1 or (config.colocate and config.rollout_num_gpus > 1):
         yield (
-            "--device cuda: the trainer runs on GPUs, engines beside it do not yet; give "
-            "--debug-train-only (supervised training, recorded rollouts), or --device cpu"
+            "--device cuda: engines of several GPUs, and several GPUs that engines share with the "
+            "trainer (--colocate), are not built yet; one GPU for both, or engines of one GPU "
+            "beside the trainer's, are"
         )
 
 

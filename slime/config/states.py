@@ -85,16 +85,8 @@ _DEEPGEMM = "not built yet: bit-exact DeepGEMM forward passes"
 _SPARSE = "not built yet: DeepSeek sparse attention"
 _CI = "not built yet: slime's own tests check these numbers"
 
-_OFFLOAD = "on CPU trainer and engines keep their memory: there is no device to leave"
-
 SLIME_STATES: dict[str, FlagState] = {
-    "--rollout-engine": works_with(
-        "not built yet: starting SGLang servers", "auto", *registry.ENGINES.names()
-    ),
     "--num-gpus-per-node": own_way("Ray's placement group finds the nodes"),
-    "--offload": own_way(_OFFLOAD),
-    "--offload-train": own_way(_OFFLOAD),
-    "--offload-rollout": own_way(_OFFLOAD),
     "--check-weight-update-equal": own_way("every sync is checked: --verify-weight-sync"),
     "--distributed-backend": own_way("follows from the device: NCCL on CUDA, gloo on CPU"),
     "--save-debug-train-data": refused("not built yet: dumping train data"),

@@ -1,5 +1,6 @@
 """Checksum of a tensor's bytes, the same on every device: what a weight sync compares."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -26,33 +27,48 @@ def checksum(tensor: Tensor) -> int:
     Args:
         tensor: any dtype, device and strides.
     """
+    return checksums([tensor])[0]
+
+
+def checksums(tensors: Sequence[Tensor]) -> list[int]:
+    """`checksum` of each; a GPU is waited for once and not for each tensor."""
+    if not tensors:
+        return []
+    sums = torch.stack([_sum(tensor) for tensor in tensors]).cpu().numpy()
+    return [int(value) for value in sums]
+
+
+def _sum(tensor: Tensor) -> Tensor:
+    """[] int64 on the tensor's device; sums and products wrap around, which is modulo 2^64."""
     data = _bytes(tensor)
+    device = tensor.device
     num_lanes = data.numel() // _LANE_BYTES
-    total = data.numel() * 0x9E3779B97F4A7C15
     num_rows = num_lanes // _ROW
     lanes = data[: num_lanes * _LANE_BYTES].view(torch.int32)
-    rows_at_once = _ROWS_AT_ONCE_CPU if tensor.device.type == "cpu" else _ROWS_AT_ONCE
+    rows_at_once = _ROWS_AT_ONCE_CPU if device.type == "cpu" else _ROWS_AT_ONCE
+    total = _tail(lanes[num_rows * _ROW :], data[num_lanes * _LANE_BYTES :], num_rows)
+    total = total + _signed(data.numel() * 0x9E3779B97F4A7C15)
     for start in range(0, num_rows, rows_at_once):
         stop = min(start + rows_at_once, num_rows)
         rows = lanes[start * _ROW : stop * _ROW].view(-1, _ROW).to(torch.int64)
-        sums = (rows * _columns(tensor.device)).sum(1)
-        total += int((sums * _row_multipliers(start, stop, tensor.device)).sum().item())
-    total += _tail(lanes[num_rows * _ROW :], data[num_lanes * _LANE_BYTES :], num_rows)
-    return ((total + (1 << 63)) & _MASK) - (1 << 63)
-
-
-def _tail(lanes: Tensor, rest: Tensor, row: int) -> int:
-    """The last, incomplete row: its lanes, then up to 3 bytes as one more lane."""
-    multiplier = _row_multiplier(row)
-    total = 0
-    if lanes.numel():
-        products = lanes.to(torch.int64) * _columns(lanes.device)[: lanes.numel()]
-        total = int(products.sum().item()) * multiplier
-    if rest.numel():
-        word = sum(int(byte.item()) << (8 * i) for i, byte in enumerate(rest))
-        # An odd constant no other position uses.
-        total += word * 0xD6E8FEB86659FD93 * multiplier
+        sums = (rows * _columns(device)).sum(1)
+        total = total + (sums * _row_multipliers(start, stop, device)).sum()
     return total
+
+
+def _tail(lanes: Tensor, rest: Tensor, row: int) -> Tensor:
+    """Of the last, incomplete row: its lanes, then up to 3 bytes as one more lane."""
+    total = (lanes.to(torch.int64) * _columns(lanes.device)[: lanes.numel()]).sum()
+    if rest.numel():
+        places = torch.tensor([1, 1 << 8, 1 << 16][: rest.numel()], device=rest.device)
+        # An odd constant no other position uses.
+        total = total + (rest.to(torch.int64) * places).sum() * _signed(0xD6E8FEB86659FD93)
+    return total * _row_multiplier(row)
+
+
+def _signed(number: int) -> int:
+    """`number` modulo 2^64, as int64 holds it."""
+    return ((number + (1 << 63)) & _MASK) - (1 << 63)
 
 
 def _bytes(tensor: Tensor) -> Tensor:

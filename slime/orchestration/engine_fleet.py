@@ -14,11 +14,12 @@ from slime.config.api_key import run_api_key
 from slime.config.config import Config
 from slime.engines.control import EngineControl
 from slime.engines.health import HealthWatch
+from slime.engines.protocol import MemoryTag
 from slime.engines.router import Router
 from slime.orchestration.engine_actor import ENGINE_THREADS, EngineActor
 from slime.orchestration.engine_host import RayEngineHost
 from slime.orchestration.engine_watch import Engine, EngineWatch
-from slime.orchestration.placement import Placement
+from slime.orchestration.placement import Placement, engine_kind
 from slime.orchestration.ray_cluster import node_address
 from slime.orchestration.waiting import wait_for
 
@@ -134,6 +135,22 @@ class EngineFleet:
         """Restarts since the last call; nothing when there were none."""
         return self._watch.take_metrics() if self._watch is not None else {}
 
+    def release_memory(self, *tags: MemoryTag) -> None:
+        """Let the engines give up these parts of their memory, all without tags; they must be idle."""
+        body = {"tags": [tag.value for tag in tags]} if tags else {}
+        self._post("/release_memory_occupation", body)
+
+    def resume_memory(self, *tags: MemoryTag) -> None:
+        """Let them take it back: weights with values that are to be overwritten, the rest empty."""
+        self._post("/resume_memory_occupation", {"tags": [tag.value for tag in tags]})
+
+    def _post(self, path: str, body: dict[str, Any]) -> None:
+        control = EngineControl(self.urls, timeout_s=self._config.weight_sync_timeout_s)
+        try:
+            control.post_all(path, body)
+        finally:
+            control.close()
+
     def stop(self) -> None:
         """End all servers."""
         self._stopping.set()
@@ -163,7 +180,7 @@ class EngineFleet:
 
     def _make_host(self, index: int, slot: int) -> RayEngineHost:
         config, placement = self._config, self._placement
-        kind = engine_kind(config, placement.device)
+        kind = engine_kind(config)
         make: Any = ray.remote(EngineActor)
 
         def begin(actor: "ActorHandle[EngineActor]") -> "ray.ObjectRef[str]":
@@ -187,13 +204,6 @@ class EngineFleet:
             request_timeout_s=config.sglang_router_request_timeout_secs,
             timeout_s=timeout_s,
         )
-
-
-def engine_kind(config: Config, device: str) -> str:
-    """`--rollout-engine`, or what suits the device: sglang on CUDA, embedded on CPU."""
-    if config.rollout_engine != "auto":
-        return config.rollout_engine
-    return "sglang" if device == "cuda" else "embedded"
 
 
 def _health_watch(config: Config) -> HealthWatch | None:

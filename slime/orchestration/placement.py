@@ -8,6 +8,7 @@ from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from slime.config.cluster import ClusterConfig
+from slime.config.config import Config
 from slime.config.layout import count_slots
 from slime.errors import DeadlineExceeded
 from slime.orchestration.ray_cluster import CPU_PER_SLOT
@@ -37,6 +38,13 @@ class Placement:
         resources = {"num_gpus": share} if self.device == "cuda" else {}
         strategy = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=slot)
         return {"num_cpus": CPU_PER_SLOT * share, "scheduling_strategy": strategy, **resources}
+
+
+def engine_kind(config: Config) -> str:
+    """`--rollout-engine`, or what suits the device: sglang on CUDA, embedded on CPU."""
+    if config.rollout_engine != "auto":
+        return config.rollout_engine
+    return "sglang" if config.device == "cuda" else "embedded"
 
 
 def make_placement(cluster: ClusterConfig, *, device: str, train: bool, rollout: bool) -> Placement:

@@ -6,12 +6,13 @@ import secrets
 import sys
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 import ray
 
 from slime.config.api_key import API_KEY_VARIABLE, run_api_key
 from slime.config.cluster import ClusterConfig
-from slime.errors import ConfigError, SlimeError
+from slime.errors import SlimeError
 
 logger = logging.getLogger(__name__)
 
@@ -149,23 +150,8 @@ def node_address() -> str:
     return "127.0.0.1" if len(addresses) == 1 else ray.util.get_node_ip_address()
 
 
-def resolve_device(cluster: ClusterConfig, *, trains_only: bool) -> str:
-    """`cpu` or `cuda`; of `auto`, CUDA where the cluster has GPUs.
-
-    Args:
-        trains_only: there are no engines, which this release drives on CPUs alone.
-
-    Raises:
-        ConfigError: `--device auto` with engines on a cluster with GPUs, which would be left idle
-            silently.
-    """
+def resolve_device(cluster: ClusterConfig) -> Literal["cpu", "cuda"]:
+    """`cpu` or `cuda`; of `auto`, CUDA where the cluster has GPUs."""
     if cluster.device != "auto":
         return cluster.device
-    if not ray.cluster_resources().get("GPU", 0):
-        return "cpu"
-    if trains_only:
-        return "cuda"
-    raise ConfigError(
-        "this cluster has GPUs, and engines on GPUs are not built yet; give --device cpu to run on "
-        "its CPUs all the same"
-    )
+    return "cuda" if ray.cluster_resources().get("GPU", 0) else "cpu"

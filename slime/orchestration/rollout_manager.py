@@ -14,6 +14,7 @@ import ray
 from slime.config.config import Config
 from slime.data.chat import load_tokenizer
 from slime.data.sample import Sample
+from slime.engines.protocol import MemoryTag
 from slime.errors import DataError
 from slime.observability.doctor import register_process
 from slime.observability.dumps import load_rollout, save_readable_samples, save_rollout
@@ -225,6 +226,16 @@ class RolloutManager:
         """Let engines that now have the current weights serve."""
         if self._fleet is not None:
             self._fleet.admit(urls)
+
+    def release_engines(self, tags: tuple[MemoryTag, ...] = ()) -> None:
+        """Let the engines leave their devices to the trainer, without tags altogether."""
+        if self._fleet is not None:
+            self._fleet.release_memory(*tags)
+
+    def resume_engines(self, tags: tuple[MemoryTag, ...]) -> None:
+        """Let them return."""
+        if self._fleet is not None:
+            self._fleet.resume_memory(*tags)
 
     def forget_rounds(self, up_to: int) -> None:
         """Remove the recorded rounds up to `up_to`."""

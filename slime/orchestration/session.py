@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from slime.orchestration.rollout_manager import (
     RolloutStatus,
 )
 from slime.orchestration.train_group import TrainGroup
+from slime.orchestration.turns import Turns
 from slime.orchestration.waiting import wait_for
 
 logger = logging.getLogger(__name__)
@@ -65,8 +66,10 @@ class Session:
         self._rollouts_per_epoch: int | None = None
         slots = count_slots(config, trains=self._trains, rolls=self._rolls)
         connect(config, slots.train + slots.rollout)
-        device = resolve_device(config, trains_only=config.debug_train_only)
-        placement = make_placement(config, device=device, train=self._trains, rollout=self._rolls)
+        config = self.config = dataclasses.replace(config, device=resolve_device(config))
+        placement = make_placement(
+            config, device=config.device, train=self._trains, rollout=self._rolls
+        )
         make: Any = ray.remote(RolloutManager)
         ranks = data_parallel_size(config) if self._trains else 0
         self._manager = make.options(num_cpus=0, max_concurrency=MANAGER_THREADS).remote(
@@ -80,6 +83,15 @@ class Session:
         if self._group is not None and self._rolls:
             engines = RayEngines(self._manager, config.startup_timeout_s)
             self._recovery = Recovery(engines, self._group)
+        self._turns: Turns | None = None
+        if self._recovery is not None and self._group is not None and config.device == "cuda":
+            self._turns = Turns(
+                self._manager,
+                self._group,
+                trainer_leaves=bool(config.offload_train),
+                engines_leave=bool(config.offload_rollout),
+                wait=lambda call, action: self._wait(call, action, config.weight_sync_timeout_s),
+            )
 
     def start(self) -> None:
         """Wait for both sides, load the checkpoint, give the engines the trainer's weights."""
@@ -89,6 +101,8 @@ class Session:
         )
         self.config = dataclasses.replace(self.config, num_rollout=info.num_rollout)
         self._rollouts_per_epoch = info.rollouts_per_epoch
+        if self._turns is not None:
+            self._turns.trainers()
         if self._group is not None:
             self.first_rollout = self._group.start(self.config)
         elif self.config.start_rollout_id is not None:
@@ -130,6 +144,8 @@ class Session:
             self._records.train_begins()
             if self._recovery is not None:
                 self._recovery.train_begins()
+            if self._turns is not None:
+                self._turns.trainers()
             with span("wait_train", rollout_id):
                 report = self._group.train(rollout_id, rollout.batches)
             self._records.train(rollout_id, report.steps, report.means)
@@ -145,7 +161,10 @@ class Session:
         """
         if self._group is not None and self._save_is_due(rollout_id):
             start = time.perf_counter()
-            with span("wait_save", rollout_id):
+            with (
+                span("wait_save", rollout_id),
+                self._turns.save() if self._turns else nullcontext(),
+            ):
                 self._group.save(rollout_id)
             # In the row of the next round: this one's is written.
             self._records.add({"perf/save_model_time": time.perf_counter() - start})
@@ -167,7 +186,8 @@ class Session:
     def update_weights(self) -> None:
         """Bring the engines to the trainer's weights; logs the cost."""
         if self._recovery is not None:
-            with span("wait_update_weights"):
+            turn = self._turns.sync() if self._turns is not None else nullcontext()
+            with span("wait_update_weights"), turn:
                 metrics, self._weights = self._recovery.update_weights()
             self._records.add(metrics)
 

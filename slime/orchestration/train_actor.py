@@ -16,6 +16,7 @@ from slime.observability.logging import setup_logging
 from slime.observability.profile import take_timers, time_metrics, timer
 from slime.observability.timeline import close_timeline, open_timeline, span
 from slime.observability.waits import WARN_FRACTION, waiting
+from slime.orchestration.placement import engine_kind
 from slime.orchestration.ray_cluster import node_address
 
 # Torch is imported in the methods: the driver, which only names this actor's class, does without.
@@ -194,17 +195,39 @@ class TrainActor:
         with span("save_checkpoint", rollout_id), _together("save a checkpoint", timeout_s):
             trainer.save(rollout_id)
 
+    def sleep(self) -> None:
+        """Give the device's memory to the engines; `wake_up` comes before anything else."""
+        with span("sleep"):
+            self._ready().sleep()
+
+    def wake_up(self) -> None:
+        """Take the memory back, every bit as it was."""
+        with span("wake_up"):
+            self._ready().wake_up()
+
     def stop(self) -> None:
         """Leave the engines' weight group."""
         close_timeline()
         self._disconnect()
 
     def _make_transport(self, urls: tuple[str, ...]) -> tuple[EngineControl, "WeightTransport"]:
-        from slime.weights.gloo import GlooTransport
-
-        timeout_s = self._config.weight_sync_timeout_s
+        config = self._config
+        timeout_s = config.weight_sync_timeout_s
         control = EngineControl(urls, timeout_s=timeout_s)
-        return control, GlooTransport(control, host=node_address(), timeout_s=timeout_s)
+        if engine_kind(config) == "embedded":
+            from slime.weights.gloo import GlooTransport
+
+            return control, GlooTransport(control, host=node_address(), timeout_s=timeout_s)
+        from slime.weights.receiver import ReceiverTransport
+
+        transport = ReceiverTransport(
+            control,
+            host=node_address(),
+            timeout_s=timeout_s,
+            way="gloo" if config.device == "cpu" else "ipc" if config.colocate else "nccl",
+            has_same_weights=self._trained_rounds == 0 and starts_like_engines(config),
+        )
+        return control, transport
 
     def _disconnect(self) -> None:
         if self._transport is not None:
@@ -217,6 +240,15 @@ class TrainActor:
         if self._trainer is None:
             raise RuntimeError("start() has not been called on this training rank")
         return self._trainer
+
+
+def starts_like_engines(config: Config) -> bool:
+    """Whether a run's first weights are those that its engines load, from the same files."""
+    from slime.backends.megatron.sources import find_source, resolve_start
+
+    changes = {"load_format", "quantization", "dtype"} & set(config.sglang_argv)
+    own = find_source(config.hf_checkpoint or "")
+    return not changes and resolve_start(config).source == own
 
 
 def _together(action: str, deadline_s: float) -> waiting:

@@ -98,6 +98,16 @@ class TrainGroup:
         calls = self._call_all("save", rollout_id)
         wait_for(calls, action="save a checkpoint", timeout_s=self._config.train_timeout_s)
 
+    def sleep(self) -> None:
+        """Give the devices' memory to the engines."""
+        timeout_s = self._config.train_timeout_s
+        wait_for(self._call_all("sleep"), action="leave its device", timeout_s=timeout_s)
+
+    def wake_up(self) -> None:
+        """Take it back."""
+        timeout_s = self._config.train_timeout_s
+        wait_for(self._call_all("wake_up"), action="return to its device", timeout_s=timeout_s)
+
     def stop(self) -> None:
         """Leave the engines."""
         wait_for(self._call_all("stop"), action="stop", timeout_s=STOP_TIMEOUT_S)

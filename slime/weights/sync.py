@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from slime.engines.checksum import checksum
+from slime.engines.checksum import checksums
 from slime.engines.control import EngineControl
 from slime.errors import WeightSyncError
 from slime.observability.timeline import add_span
@@ -100,9 +100,7 @@ def verify_bucket(
     Raises:
         WeightSyncError: names the engine and the first tensor that is missing or differs.
     """
-    sent = {
-        name: checksum(tensor) for name, tensor in zip(bucket.names, bucket.tensors, strict=True)
-    }
+    sent = dict(zip(bucket.names, checksums(bucket.tensors), strict=True))
     for url, found in zip(urls, engine_sums, strict=True):
         for name, expected in sent.items():
             if found.get(name) != expected:

@@ -141,10 +141,6 @@ def refuse_unbuilt(config: Config) -> None:
         raise ConfigError("--use-stateless-adam is not supported yet.")
     if config.mtp_num_layers or config.enable_mtp_training:
         raise ConfigError("Multi-token prediction (--mtp-num-layers) is not supported yet.")
-    if config.offload_train and torch.cuda.is_available():
-        raise ConfigError(
-            "--offload-train is not supported yet; give trainer and engines their own GPUs."
-        )
 
 
 def _refuse_unbuilt_args(args: argparse.Namespace) -> None:

@@ -73,7 +73,10 @@ from slime.errors import ConfigError
         ({"save_interval": "5"}, "--save-interval 5 needs --save"),
         ({"eval_interval": "5"}, "--eval-interval 5 needs data"),
         ({"bf16": "", "fp16": ""}, "fp16"),
-        ({"device": "cuda"}, "--device cuda: .* engines beside it do not yet"),
+        (
+            {"device": "cuda", "colocate": "", "actor_num_gpus_per_node": "2"},
+            "--device cuda: .* not built yet",
+        ),
         (
             {"use_precision_aware_optimizer": ""},
             "--use-precision-aware-optimizer without --optimizer-cpu-offload",

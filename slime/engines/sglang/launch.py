@@ -1,0 +1,81 @@
+"""Start a stock SGLang server as an engine."""
+
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from slime.config.config import Config
+from slime.engines.servers import ServerSpec, command_line
+from slime.engines.sglang.receiver import PATH
+from slime.errors import ConfigError
+
+_PRIVATE = 0o600
+# SGLang has no compiled kernels for CPUs on PyPI: torch's own attention, and nothing overlapped.
+_ON_CPU: dict[str, Any] = {
+    "device": "cpu",
+    "attention_backend": "torch_native",
+    "disable_overlap_schedule": True,
+    "dtype": "float32",
+}
+
+
+def launch(config: Config, *, index: int, host: str, port: int, log_dir: Path) -> ServerSpec:
+    """The command line of one SGLang server.
+
+    Args:
+        index: number of the engine; moves its seed for requests that bring none.
+
+    Raises:
+        ConfigError: SGLang is not installed.
+    """
+    if importlib.util.find_spec("sglang") is None:
+        raise ConfigError(
+            "SGLang is not installed in the environment of this node; make setup-gpu installs it, or "
+            "give --rollout-engine embedded for the engine on CPUs"
+        )
+    on_cpu = config.device == "cpu"
+    pipeline = int(config.sglang_argv.get("pp_size", 1))
+    # SGLang's own choice for a checkpoint in fp32 is fp16.
+    on_gpu = {"dtype": "bfloat16"} if config.bf16 is not False and not config.fp16 else {}
+    options: dict[str, Any] = dict(_ON_CPU if on_cpu else on_gpu)
+    options |= dict(config.sglang_argv)
+    key = options.pop("api_key", None)
+    loaders: Sequence[str] = options.pop("custom_weight_loader", None) or ()
+    options |= {
+        "model_path": config.hf_checkpoint,
+        "host": host,
+        "port": port,
+        "random_seed": config.seed + index,
+        "tp_size": config.rollout_num_gpus_per_engine // pipeline,
+        "skip_server_warmup": True,
+        "enable_memory_saver": bool(config.offload_rollout) and not on_cpu,
+        "custom_weight_loader": [*loaders, PATH],
+    }
+    name = f"engine-{index}"
+    if key:
+        options["config"] = write_secret(log_dir / f"{name}.yaml", {"api-key": key})
+    env = {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1"} if on_cpu else {}
+    return ServerSpec(
+        name=name,
+        command=(sys.executable, "-m", "sglang.launch_server", *command_line(options)),
+        url=f"http://{host}:{port}",
+        health_path="/health",
+        log_path=log_dir / f"{name}.log",
+        env=env,
+    )
+
+
+def write_secret(path: Path, options: dict[str, str]) -> str:
+    """Options in a file that only this user reads: everybody can read command lines.
+
+    JSON is YAML, which SGLang's --config is.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE), "w") as file:
+        json.dump(options, file)
+    return str(path)

@@ -1,0 +1,169 @@
+"""Takes weights inside a stock SGLang server: `receive` is what its --custom-weight-loader names.
+
+SGLang calls it in each tensor-parallel rank, with its model, while generation is paused. One call takes
+one whole sync: buckets come until the last one. What every rank took is reported by checksum; so is an
+error, since an exception here would end the server.
+"""
+
+import datetime
+import json
+import logging
+from base64 import b64decode
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from slime.engines.checksum import checksums
+from slime.engines.sglang.invitation import Invitation, answer_key, bucket_key, join_key, places
+
+logger = logging.getLogger(__name__)
+
+PATH = f"{__name__}.receive"
+
+_members: dict[tuple[str, int], "_Member"] = {}
+
+
+def receive(model: torch.nn.Module, named_tensors: Sequence[tuple[str, Tensor]]) -> None:
+    """Take one sync's weights into `model`; never raises.
+
+    Args:
+        named_tensors: one pair, whose tensor is an invitation.
+    """
+    number, member, invitation = 0, None, None
+    try:
+        invitation = Invitation.read(named_tensors[0][1])
+        place = (invitation.group, invitation.rank)
+        if invitation.sync < 0:
+            _members.pop(place, None)
+            return
+        member = _members.get(place) or _Member(invitation)
+        _members[place] = member
+        before = _own_checksums(model) if invitation.compare else None
+        is_last = False
+        while not is_last:
+            is_last, sums = member.take(model, invitation.sync, number)
+            changed = None
+            if is_last and before is not None:
+                after = _own_checksums(model)
+                changed = [name for name, value in after.items() if before[name] != value]
+            member.answer(invitation.sync, number, {"sums": sums, "changed": changed})
+            number += 1
+    except Exception as error:
+        logger.exception("slime's weights could not be taken")
+        if member is not None and invitation is not None:
+            member.answer(invitation.sync, number, {"error": f"{type(error).__name__}: {error}"})
+
+
+class _Member:
+    """This rank's place among those that get weights from one trainer."""
+
+    def __init__(self, invitation: Invitation) -> None:
+        timeout = datetime.timedelta(seconds=invitation.timeout_s)
+        c10d: Any = dist  # torch exports no types of these
+        store = c10d.TCPStore(
+            invitation.host,
+            invitation.port,
+            invitation.world_size,
+            is_master=False,
+            timeout=timeout,
+            wait_for_workers=False,
+        )
+        self._store = store
+        self._rank = invitation.rank
+        store.set(join_key(invitation.rank), "")
+        self._group = make_group(invitation, store)
+        # The trainer's allocation that is open here, by its handle; none between syncs.
+        self._opened: dict[str, Tensor] = {}
+
+    def take(self, model: Any, sync: int, number: int) -> tuple[bool, list[int]]:
+        """(whether this bucket is the last, checksums of its tensors); loads it into the model."""
+        bucket: dict[str, Any] = json.loads(self._store.get(bucket_key(sync, number)))
+        flat = self._bytes(bucket)
+        tensors = list(_cut(flat, bucket["dtypes"], bucket["shapes"]))
+        model.load_weights(list(zip(bucket["names"], tensors, strict=True)))
+        # On CUDA this waits for the loads too: the trainer may use its buffer again then.
+        sums = checksums(tensors)
+        if bucket["is_last"]:
+            self._opened.clear()
+        return bool(bucket["is_last"]), sums
+
+    def answer(self, sync: int, number: int, content: dict[str, Any]) -> None:
+        """Report on a bucket."""
+        self._store.set(answer_key(sync, number, self._rank), json.dumps(content))
+
+    def _bytes(self, bucket: dict[str, Any]) -> Tensor:
+        """[num_bytes] uint8 of the bucket on this rank's device."""
+        num_bytes: int = bucket["num_bytes"]
+        if handle := bucket["handle"]:
+            if handle not in self._opened:
+                self._opened = {handle: _open_handle(handle)}
+            return self._opened[handle][:num_bytes]
+        assert self._group is not None
+        device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+        flat = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+        self._group.broadcast([flat], broadcast_options()).wait()
+        return flat
+
+
+def make_group(invitation: Invitation, store: Any) -> Any:
+    """This rank's place in the process group of the sync; None when bytes travel otherwise.
+
+    Raises:
+        RuntimeError: a member is missing at the deadline.
+    """
+    c10d: Any = dist
+    timeout = datetime.timedelta(seconds=invitation.timeout_s)
+    prefixed = c10d.PrefixStore(invitation.group, store)
+    if invitation.way == "gloo":
+        options = c10d.ProcessGroupGloo._Options()
+        # The interface that the peers are reached by: gloo's default is that of the host's name.
+        options._devices = [c10d.ProcessGroupGloo.create_device(hostname=invitation.host)]
+        options._timeout = timeout
+        return c10d.ProcessGroupGloo(prefixed, invitation.rank, invitation.world_size, options)
+    if invitation.way == "nccl":
+        options = c10d.ProcessGroupNCCL.Options()
+        options._timeout = timeout
+        return c10d.ProcessGroupNCCL(prefixed, invitation.rank, invitation.world_size, options)
+    return None
+
+
+def broadcast_options() -> Any:
+    """From the trainer, rank 0."""
+    options = dist.BroadcastOptions()
+    options.rootRank, options.rootTensor = 0, 0
+    return options
+
+
+def _open_handle(handle: str) -> Tensor:
+    """[num_bytes] uint8: the trainer's allocation on this card."""
+    shared: list[Any] = json.loads(handle)
+    for place in _BYTES_IN_HANDLE:
+        shared[place] = b64decode(shared[place])
+    shared[0] = torch.cuda.current_device()  # the trainer counts cards in its own way
+    storage: Any = torch.UntypedStorage
+    return torch.tensor([], dtype=torch.uint8, device="cuda").set_(
+        storage._new_shared_cuda(*shared)
+    )
+
+
+# Of `UntypedStorage._share_cuda_`: the handles of the memory, of torch's counter of readers and of
+# its event.
+_BYTES_IN_HANDLE = (1, 4, 6)
+
+
+def _cut(flat: Tensor, dtypes: Sequence[str], shapes: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+    """Views of the bytes as the tensors they are."""
+    kinds: list[torch.dtype] = [getattr(torch, name) for name in dtypes]
+    sizes = [torch.Size(s).numel() * k.itemsize for s, k in zip(shapes, kinds, strict=True)]
+    starts, _ = places(sizes)
+    for start, size, kind, shape in zip(starts, sizes, kinds, shapes, strict=True):
+        yield flat[start : start + size].view(kind).view(*shape)
+
+
+def _own_checksums(model: torch.nn.Module) -> dict[str, int]:
+    """Of the engine's own parameters, as they are on this rank."""
+    names, tensors = zip(*model.named_parameters(), strict=True)
+    return dict(zip(names, checksums([tensor.data for tensor in tensors]), strict=True))

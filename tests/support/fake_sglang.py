@@ -1,0 +1,157 @@
+"""A fake SGLang server for weight syncs: runs our receiver, in a process for each rank, as SGLang does."""
+
+import base64
+import io
+import json
+import multiprocessing
+import pickle
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slime.engines.sglang.receiver import PATH, receive
+
+
+class FakeModel(torch.nn.Module):
+    """Holds parameters under the names they come by."""
+
+    def __init__(self, weights: dict[str, Tensor], fails_at: str | None = None) -> None:
+        super().__init__()
+        self._fails_at = fails_at
+        self._names = {name.replace(".", "_"): name for name in weights}
+        for key, name in self._names.items():
+            self.register_parameter(key, torch.nn.Parameter(weights[name].clone(), False))
+
+    def load_weights(self, weights: Sequence[tuple[str, Tensor]]) -> None:
+        """As SGLang's models have it."""
+        for name, tensor in weights:
+            if name == self._fails_at:
+                raise KeyError(name)
+            self.get_parameter(name.replace(".", "_")).data.copy_(tensor)
+
+    def names(self) -> list[str]:
+        """Of its parameters, as they came."""
+        return list(self._names.values())
+
+    def weight(self, name: str) -> Tensor:
+        """The parameter of that name."""
+        return self.get_parameter(name.replace(".", "_"))
+
+
+class OnlyTensors(pickle.Unpickler):
+    """SGLang's own reader allows torch's names; ours need one of them."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        assert (module, name) == ("torch", "Tensor"), f"{module}.{name}"
+        return super().find_class(module, name)
+
+
+class RankProcess:
+    """A rank's own process, for one model after the other; gloo cannot have two members in one."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other = context.Pipe()
+        self._process = context.Process(target=_serve_rank, args=(other,), daemon=True)
+        self._process.start()
+
+    def call(self, method: str, *args: Any) -> Any:
+        """What the rank answers."""
+        self._pipe.send((method, args))
+        return self._pipe.recv()
+
+    def end(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.join()
+
+
+def _serve_rank(pipe: Any) -> None:
+    model = FakeModel({})
+    while True:
+        method, args = pipe.recv()
+        if method == "begin":
+            arrays, *rest = args
+            model = FakeModel({name: torch.from_numpy(x) for name, x in arrays.items()}, *rest)
+            pipe.send(None)
+        elif method == "take":
+            receive(model, OnlyTensors(io.BytesIO(args[0])).load())
+            pipe.send(None)
+        else:
+            pipe.send({name: model.weight(name).numpy(force=True) for name in model.names()})
+
+
+class FakeSGLang:
+    """One server.
+
+    Attributes:
+        ranks: its tensor-parallel ranks.
+        version: of its weights.
+        paths: of all POST requests.
+        breaks: answer weight updates with an error and run no receiver.
+    """
+
+    def __init__(self, *ranks: RankProcess, breaks: bool = False) -> None:
+        self.ranks = ranks
+        self.version = "default"
+        self.paths: list[str] = []
+        self.breaks = breaks
+        self.url = ""
+
+    def answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Status and content for a POST request."""
+        self.paths.append(path)
+        if path == "/update_weights_from_tensor":
+            if self.breaks:
+                return 500, {"error": "the scheduler is gone"}
+            assert body["load_format"] == PATH
+            payloads = [base64.b64decode(p) for p in body["serialized_named_tensors"]]
+            with ThreadPoolExecutor(len(self.ranks)) as pool:
+                calls = [
+                    pool.submit(rank.call, "take", payload)
+                    for rank, payload in zip(self.ranks, payloads, strict=True)
+                ]
+            assert [call.result() for call in calls] == [None] * len(self.ranks)
+            return 200, {"success": True, "message": "Success"}
+        if path == "/update_weight_version":
+            self.version = body["new_version"]
+            assert body["abort_all_requests"] is False
+        return 200, {"success": True}
+
+
+@contextmanager
+def serving(engine: FakeSGLang) -> Iterator[FakeSGLang]:
+    """The server at a port of its own while the block runs."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._send(200, {"tp_size": len(engine.ranks)})
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")
+            self._send(*engine.answer(self.path, body))
+
+        def _send(self, status: int, content: dict[str, Any]) -> None:
+            data = json.dumps(content).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    engine.url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield engine
+    finally:
+        server.shutdown()
+        server.server_close()

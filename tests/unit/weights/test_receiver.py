@@ -1,0 +1,161 @@
+"""Weights into SGLang's ranks by our receiver, over gloo; the servers are fakes that run it for real."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.fake_sglang import FakeSGLang, RankProcess, serving
+from torch import Tensor
+
+from slime.engines.control import EngineControl
+from slime.errors import WeightSyncError
+from slime.weights.receiver import ReceiverTransport
+from slime.weights.sync import SyncReport, sync_weights
+
+SHAPES = {"model.norm.weight": (7,), "model.embed.weight": (31, 8), "lm_head.weight": (31, 8)}
+
+
+def weights(seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(*shape, generator=generator).to(
+            torch.float16 if "norm" in name else torch.float32
+        )
+        for name, shape in SHAPES.items()
+    }
+
+
+@contextmanager
+def transport_to(
+    *engines: FakeSGLang, has_same_weights: bool = False
+) -> Iterator[tuple[EngineControl, ReceiverTransport]]:
+    with ExitStack() as stack:
+        urls = [stack.enter_context(serving(engine)).url for engine in engines]
+        control = EngineControl(urls, timeout_s=20.0)
+        transport = ReceiverTransport(
+            control, host="127.0.0.1", timeout_s=20.0, way="gloo", has_same_weights=has_same_weights
+        )
+        transport.open()
+        yield control, transport
+        transport.close()
+        control.close()
+
+
+def sync(
+    control: EngineControl, transport: ReceiverTransport, content: dict[str, Tensor], version: str
+) -> SyncReport:
+    return sync_weights(
+        content.items(),
+        control=control,
+        transport=transport,
+        version=version,
+        bucket_bytes=1100,
+        verify=True,
+    )
+
+
+class Engines:
+    """Fake servers over a few rank processes, which take seconds to start."""
+
+    def __init__(self) -> None:
+        self._ranks = [RankProcess() for _ in range(3)]
+
+    def make(self, *models: list[tuple[Any, ...]], breaks: bool = False) -> list[FakeSGLang]:
+        """A server for each list; a model for each of its ranks, as the words of FakeModel."""
+        ranks = iter(self._ranks)
+        servers: list[FakeSGLang] = []
+        for words in models:
+            own = [next(ranks) for _ in words]
+            for rank, model in zip(own, words, strict=True):
+                tensors, *rest = model
+                rank.call("begin", {name: t.numpy() for name, t in tensors.items()}, *rest)
+            servers.append(FakeSGLang(*own, breaks=breaks))
+        return servers
+
+    def end(self) -> None:
+        for rank in self._ranks:
+            rank.end()
+
+
+@pytest.fixture(scope="module")
+def fakes() -> Iterator[Engines]:
+    engines = Engines()
+    yield engines
+    engines.end()
+
+
+def assert_holds(engines: Sequence[FakeSGLang], content: dict[str, Tensor]) -> None:
+    for one in engines:
+        for rank in one.ranks:
+            held = rank.call("weights")
+            assert held.keys() == content.keys()
+            for name, tensor in content.items():
+                assert np.array_equal(held[name], tensor.numpy()), name
+
+
+def test_every_rank_of_every_engine_gets_every_sync_bit_for_bit(fakes: Engines) -> None:
+    old = (weights(0),)
+    engines = fakes.make([old, old], [old])
+    with transport_to(*engines) as (control, transport):
+        for seed in (1, 2):
+            report = sync(control, transport, weights(seed), str(seed))
+            assert_holds(engines, weights(seed))
+            assert [one.version for one in engines] == [str(seed)] * 2
+            assert report.num_buckets == 2
+            assert report.digest
+    # One request for a whole sync, and one to say goodbye.
+    assert engines[0].paths.count("/update_weights_from_tensor") == 3
+
+
+def test_the_first_sync_may_have_to_change_nothing(fakes: Engines) -> None:
+    engines = fakes.make([(weights(1),), (weights(1),)])
+    with transport_to(*engines, has_same_weights=True) as (control, transport):
+        sync(control, transport, weights(1), "1")
+        sync(control, transport, weights(2), "2")
+        assert_holds(engines, weights(2))
+
+
+def test_a_first_sync_that_changes_what_was_loaded_from_the_same_files_is_refused(
+    fakes: Engines,
+) -> None:
+    wrong = weights(1)
+    wrong["lm_head.weight"][3, 3] += 1.0
+    engines = fakes.make([(wrong,)])
+    with transport_to(*engines, has_same_weights=True) as (control, transport):
+        with pytest.raises(WeightSyncError, match=r"changed 1 of their parameters: lm_head_weight"):
+            sync(control, transport, weights(1), "1")
+        assert engines[0].version == "default"
+        assert "/continue_generation" not in engines[0].paths
+
+
+def test_a_tensor_that_an_engine_cannot_load_is_an_error_and_not_its_end(fakes: Engines) -> None:
+    engines = fakes.make([(weights(0),)], [(weights(0),), (weights(0), "lm_head.weight")])
+    with transport_to(*engines) as (control, transport):
+        message = r"rank 1\) could not take bucket 1: KeyError: 'lm_head.weight'"
+        with pytest.raises(WeightSyncError, match=message):
+            sync(control, transport, weights(1), "1")
+        assert control.get_all("/server_info")
+        assert [one.version for one in engines] == ["default"] * 2
+
+
+def test_an_engine_that_refuses_is_named_long_before_the_deadline(fakes: Engines) -> None:
+    started = time.monotonic()
+    engines = fakes.make([(weights(0),)], breaks=True)
+    with (
+        transport_to(*engines) as (control, transport),
+        pytest.raises(WeightSyncError, match="the scheduler is gone"),
+    ):
+        sync(control, transport, weights(1), "1")
+    assert time.monotonic() - started < 10.0
+
+
+def test_a_transport_must_be_opened() -> None:
+    control = EngineControl((), timeout_s=1.0)
+    transport = ReceiverTransport(control, host="127.0.0.1", timeout_s=1.0, way="gloo")
+    with pytest.raises(WeightSyncError, match="open"):
+        sync(control, transport, weights(1), "1")
+    control.close()
