@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slime.config.config import Config
-from slime.engines.control import EngineControl
 from slime.engines.servers import free_port
 from slime.observability.doctor import register_process
 from slime.observability.garbage import settle_memory
@@ -16,15 +15,15 @@ from slime.observability.logging import setup_logging
 from slime.observability.profile import take_timers, time_metrics, timer
 from slime.observability.timeline import close_timeline, open_timeline, span
 from slime.observability.waits import WARN_FRACTION, waiting
-from slime.orchestration.placement import engine_kind
 from slime.orchestration.ray_cluster import node_address
 
 # Torch is imported in the methods: the driver, which only names this actor's class, does without.
 if TYPE_CHECKING:
     from slime.data.batch import RolloutBatch
+    from slime.orchestration.ways import WayToEngines
     from slime.training.interface import Trainer
     from slime.training.update import UpdateHooks
-    from slime.weights.transport import WeightTransport
+    from slime.weights.sync import SyncReport
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +63,7 @@ class TrainActor:
         self._rank = rank
         self._world_size = world_size
         self._trainer: Trainer | None = None
-        self._control: EngineControl | None = None
-        self._transport: WeightTransport | None = None
+        self._way: WayToEngines | None = None
         self._hooks: UpdateHooks | None = None
         self._trained_rounds = 0
 
@@ -96,12 +94,11 @@ class TrainActor:
         return self._trained_rounds
 
     def connect_engines(self, urls: tuple[str, ...]) -> None:
-        """Open the weight transport to these engines instead of those before; only rank 0 does."""
-        if self._rank != 0:
-            return
+        """Open the way for weights to these engines instead of those before; collective."""
         self._disconnect()
-        self._control, self._transport = self._make_transport(urls)
-        self._transport.open()
+        self._way = self._make_way(urls)
+        if self._way is not None:
+            self._way.transport.open()
 
     def restore_engine(self, url: str) -> None:
         """Give one engine that was started again the current weights; collective over all ranks.
@@ -111,29 +108,15 @@ class TrainActor:
         Raises:
             WeightSyncError, EngineUnavailable: as `sync_weights`.
         """
-        from slime.weights.sync import sync_weights
-
-        named = self._ready().named_weights()
-        if self._rank != 0:
-            with _together("gather the weights", self._config.weight_sync_timeout_s):
-                exhaust(named)
-            return
-        control, transport = self._make_transport((url,))
+        way = self._make_way((url,))
         try:
-            transport.open()
+            if way is not None:
+                way.transport.open()
             with span("restore_engine"):
-                sync_weights(
-                    named,
-                    control=control,
-                    transport=transport,
-                    version=self._weight_version,
-                    bucket_bytes=self._config.update_weight_buffer_size,
-                    verify=self._config.verify_weight_sync,
-                )
+                self._sync(way)
         finally:
-            exhaust(named)  # After a failure too, the other ranks gather to the end.
-            transport.close()
-            control.close()
+            if way is not None:
+                way.close()
 
     @property
     def _weight_version(self) -> str:
@@ -145,26 +128,35 @@ class TrainActor:
 
         Collective over all ranks. The digest is None on other ranks and without verification.
         """
+        with span("update_weights"):
+            report = self._sync(self._way)
+        if report is None or self._rank != 0:
+            return {}, None
+        return report.metrics(), report.digest or None
+
+    def _sync(self, way: "WayToEngines | None") -> "SyncReport | None":
+        """One sync on the ranks that send; the others gather with them, all to the end."""
         from slime.weights.sync import sync_weights
 
         named = self._ready().named_weights()
-        if self._control is None or self._transport is None:
+        if way is None:
             with _together("gather the weights", self._config.weight_sync_timeout_s):
                 exhaust(named)
-            return {}, None
-        with span("update_weights"):
-            try:
-                report = sync_weights(
-                    named,
-                    control=self._control,
-                    transport=self._transport,
-                    version=self._weight_version,
-                    bucket_bytes=self._config.update_weight_buffer_size,
-                    verify=self._config.verify_weight_sync,
-                )
-            finally:
-                exhaust(named)  # After a failure too, the other ranks gather to the end.
-        return report.metrics(), report.digest or None
+            return None
+        try:
+            return sync_weights(
+                named,
+                control=way.control,
+                transport=way.transport,
+                version=self._weight_version,
+                bucket_bytes=self._config.update_weight_buffer_size,
+                verify=self._config.verify_weight_sync,
+                agree=way.agree,
+            )
+        except Exception as error:
+            exhaust(named)  # the other ranks gather to the end
+            way.failed(error)
+            raise
 
     def train(self, rollout_id: int, batch: "RolloutBatch") -> TrainReport:
         """Update the model on this rank's batch."""
@@ -210,31 +202,21 @@ class TrainActor:
         close_timeline()
         self._disconnect()
 
-    def _make_transport(self, urls: tuple[str, ...]) -> tuple[EngineControl, "WeightTransport"]:
-        config = self._config
-        timeout_s = config.weight_sync_timeout_s
-        control = EngineControl(urls, timeout_s=timeout_s)
-        if engine_kind(config) == "embedded":
-            from slime.weights.gloo import GlooTransport
+    def _make_way(self, urls: tuple[str, ...]) -> "WayToEngines | None":
+        """How weights of this rank reach these engines; None for a rank that sends none."""
+        from slime.orchestration.ways import make_way
 
-            return control, GlooTransport(control, host=node_address(), timeout_s=timeout_s)
-        from slime.weights.receiver import ReceiverTransport
-
-        transport = ReceiverTransport(
-            control,
-            host=node_address(),
-            timeout_s=timeout_s,
-            way="gloo" if config.device == "cpu" else "ipc" if config.colocate else "nccl",
-            has_same_weights=self._trained_rounds == 0 and starts_like_engines(config),
+        return make_way(
+            self._config,
+            urls,
+            rank=self._rank,
+            has_same_weights=self._trained_rounds == 0 and starts_like_engines(self._config),
         )
-        return control, transport
 
     def _disconnect(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
-        if self._control is not None:
-            self._control.close()
-        self._transport = self._control = None
+        if self._way is not None:
+            self._way.close()
+        self._way = None
 
     def _ready(self) -> "Trainer":
         if self._trainer is None:

@@ -2,18 +2,29 @@
 
 import hashlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
 from slime.engines.checksum import checksums
-from slime.engines.control import EngineControl
 from slime.errors import WeightSyncError
 from slime.observability.timeline import add_span
 from slime.observability.waits import waiting
 from slime.weights.buckets import make_buckets, mark_last
 from slime.weights.transport import Bucket, WeightTransport
+
+
+class Pausable(Protocol):
+    """What a sync asks of the engines; EngineControl has it."""
+
+    @property
+    def urls(self) -> tuple[str, ...]: ...
+    @property
+    def timeout_s(self) -> float: ...
+    def pause(self, mode: str) -> None: ...
+    def resume(self) -> None: ...
 
 
 @dataclass
@@ -50,11 +61,12 @@ class SyncReport:
 def sync_weights(
     named: Iterable[tuple[str, Tensor]],
     *,
-    control: EngineControl,
+    control: Pausable,
     transport: WeightTransport,
     version: str,
     bucket_bytes: int,
     verify: bool,
+    agree: Callable[[], None] = lambda: None,
 ) -> SyncReport:
     """Give every engine the trainer's weights; called on the one sending rank.
 
@@ -65,6 +77,8 @@ def sync_weights(
     Args:
         named: (Hugging Face name, whole tensor) of every parameter.
         verify: compare checksums of what each engine holds with the trainer's tensors.
+        agree: called when all went well so far, before the engines go on; raises when other
+            senders had worse luck.
 
     Raises:
         WeightSyncError: an engine refused a tensor, or holds other values than it was sent; names
@@ -85,6 +99,8 @@ def sync_weights(
         report.num_buckets += 1
         report.num_tensors += len(bucket.names)
         report.num_bytes += bucket.num_bytes
+    agree()
+    transport.finish(version)
     control.resume()
     report.resume_s = clock.lap("resume")
     if verify:

@@ -37,6 +37,10 @@ class WeightTransport(Protocol):
         """
         ...
 
+    def finish(self, version: str) -> None:
+        """Called when all buckets are verified: the engines may say that they have `version`."""
+        ...
+
     def close(self) -> None:
         """Leave the engines."""
         ...

@@ -135,7 +135,7 @@ def test_a_first_sync_that_changes_what_was_loaded_from_the_same_files_is_refuse
 def test_a_tensor_that_an_engine_cannot_load_is_an_error_and_not_its_end(fakes: Engines) -> None:
     engines = fakes.make([(weights(0),)], [(weights(0),), (weights(0), "lm_head.weight")])
     with transport_to(*engines) as (control, transport):
-        message = r"rank 1\) could not take bucket 1: KeyError: 'lm_head.weight'"
+        message = r"receiver 3 of 3 could not take bucket 1: KeyError: 'lm_head.weight'"
         with pytest.raises(WeightSyncError, match=message):
             sync(control, transport, weights(1), "1")
         assert control.get_all("/server_info")

@@ -1,0 +1,111 @@
+"""How the weights of a training rank reach the engines: which transport, and who sends."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch.distributed as dist
+
+from slime.config.config import Config
+from slime.engines.control import EngineControl
+from slime.errors import WeightSyncError
+from slime.orchestration.placement import engine_kind
+from slime.orchestration.ray_cluster import node_address
+from slime.weights.gloo import GlooTransport
+from slime.weights.local import LocalControl, LocalTransport, Ranks
+from slime.weights.receiver import ReceiverTransport
+from slime.weights.sync import Pausable
+from slime.weights.transport import WeightTransport
+
+
+class _Control(Pausable, Protocol):
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class WayToEngines:
+    """One rank's way.
+
+    Attributes:
+        has_others: other ranks send too, and all must succeed before the engines go on.
+    """
+
+    control: _Control
+    transport: WeightTransport
+    has_others: bool = False
+
+    def agree(self) -> None:
+        """Wait until all senders are through.
+
+        Raises:
+            WeightSyncError: one of them failed.
+        """
+        self._exchange(None)
+
+    def failed(self, error: Exception) -> None:
+        """Tell the other senders; does not raise what they tell."""
+        if self.has_others and not isinstance(error, _OtherFailed):
+            _gather(str(error))
+
+    def close(self) -> None:
+        """Leave the engines."""
+        self.transport.close()
+        self.control.close()
+
+    def _exchange(self, problem: str | None) -> None:
+        if not self.has_others:
+            return
+        problems = [text for text in _gather(problem) if text is not None]
+        if problems:
+            raise _OtherFailed(problems[0])
+
+
+class _OtherFailed(WeightSyncError):
+    """Another sender's error, which all senders have heard of."""
+
+
+def make_way(
+    config: Config, urls: tuple[str, ...], *, rank: int, has_same_weights: bool
+) -> WayToEngines | None:
+    """The way of training rank `rank` to the engines at `urls`; None for one that sends nothing.
+
+    Engines on the trainer's own slots are fed by the rank of their slot, others by rank 0.
+    """
+    is_local = config.colocate and engine_kind(config) != "embedded"
+    if rank != 0 and not is_local:
+        return None
+    timeout_s = config.weight_sync_timeout_s
+    host = node_address()
+    control = EngineControl(urls, timeout_s=timeout_s)
+    if engine_kind(config) == "embedded":
+        return WayToEngines(control, GlooTransport(control, host=host, timeout_s=timeout_s))
+    on_cpu = config.device == "cpu"
+    if not is_local:
+        return WayToEngines(
+            control,
+            ReceiverTransport(
+                control,
+                host=host,
+                timeout_s=timeout_s,
+                way="gloo" if on_cpu else "nccl",
+                has_same_weights=has_same_weights,
+            ),
+        )
+    local = LocalControl(control, rank)
+    transport = LocalTransport(
+        control,
+        local,
+        Ranks(rank, _gather),
+        first_seed=config.seed,
+        host=host,
+        timeout_s=timeout_s,
+        way="gloo" if on_cpu else "ipc",
+        has_same_weights=has_same_weights,
+    )
+    return WayToEngines(local, transport, has_others=True)
+
+
+def _gather(value: Any) -> list[Any]:
+    """Objects of all training ranks, in their order; collective."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
