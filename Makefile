@@ -12,8 +12,8 @@ VENV := .venv
 PYTHON_BIN := $(VENV)/bin/python
 # Two workers: most of a test file's time is imports and waiting for processes.
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
-ON_CPU := not gpu1 and not gpu2 and not gpu4 and not cluster and not trust
-ON_GPU := gpu1 or gpu2 or gpu4 or trainer
+ON_CPU := not gpu1 and not gpu2 and not gpu4 and not cluster and not trust and not sglang
+ON_GPU := gpu1 or gpu2 or gpu4 or trainer or sglang
 # Where `make test-trust` writes its figures.
 TRUST_OUT ?= $(CURDIR)/runs/trust
 UV := $(shell command -v uv || echo $(VENV)/bin/uv)
@@ -23,7 +23,7 @@ COMPILE := $(UV) pip compile pyproject.toml --python-version 3.12 --quiet --no-e
 .PHONY: help
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/\1|\2/' \
-	  | while IFS='|' read -r name text; do printf '  %-12s %s\n' "$$name" "$$text"; done
+	  | while IFS='|' read -r name text; do printf '  %-16s %s\n' "$$name" "$$text"; done
 
 .PHONY: setup
 setup: ## make .venv from requirements/cpu.lock
@@ -33,6 +33,10 @@ setup: ## make .venv from requirements/cpu.lock
 setup-gpu: ## make .venv from requirements/gpu.lock, with SGLang
 	@bash scripts/setup.sh gpu
 
+.PHONY: setup-sglang-cpu
+setup-sglang-cpu: setup ## put the stock SGLang server, as it runs on a CPU, into .sglang-cpu
+	@bash scripts/setup_sglang_cpu.sh
+
 .PHONY: quickstart
 quickstart: setup ## learn the middle-letter task: SFT, then GRPO, on two CPU cores
 	@env -u PYTHON bash examples/quickstart/run.sh # PYTHON may name the interpreter for setup
@@ -41,6 +45,10 @@ quickstart: setup ## learn the middle-letter task: SFT, then GRPO, on two CPU co
 .PHONY: test
 test: setup ## all tests that need no GPU
 	CUDA_VISIBLE_DEVICES= $(PYTHON_BIN) -m pytest -m "$(ON_CPU)" $(PYTEST_ARGS)
+
+.PHONY: test-sglang
+test-sglang: setup-sglang-cpu ## the engine protocol's suite on the stock SGLang server, on a CPU
+	CUDA_VISIBLE_DEVICES= $(PYTHON_BIN) -m pytest -m sglang tests/contracts
 
 .PHONY: test-cluster
 test-cluster: setup ## train.py on a Ray cluster that runs already, and as a Ray job
@@ -71,6 +79,10 @@ format: setup ## rewrite files in the house style, with the fixes ruff is sure o
 lock: ## resolve requirements/*.lock anew: cpu within gpu, so shared versions agree
 	$(COMPILE) --upgrade --extra gpu -o requirements/gpu.lock
 	$(COMPILE) --upgrade --universal -c requirements/gpu.lock -o requirements/cpu.lock
+	@# The names of sglang-cpu.lock are chosen by hand; their versions are those of gpu.lock.
+	awk -F== 'NR == FNR { line[$$1] = $$0; next } /^#/ || !($$1 in line) { print; next } { print line[$$1] }' \
+	  requirements/gpu.lock requirements/sglang-cpu.lock >requirements/sglang-cpu.lock.new
+	mv requirements/sglang-cpu.lock.new requirements/sglang-cpu.lock
 	wc -l requirements/*.lock
 
 .PHONY: docs

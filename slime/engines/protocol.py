@@ -100,12 +100,15 @@ class SamplingParams:
 
     Attributes:
         max_new_tokens: None means: until the context is full.
+        is_length_given: whether the request names `max_new_tokens`; prompt and answer must then fit
+            into the context, while the default is cut to what does.
         top_k: `NO_LIMIT` when off; 1 is greedy.
         sampling_seed: None lets the engine choose one.
         custom_params: handed through for custom logit processors; no effect here.
     """
 
     max_new_tokens: int | None = DEFAULT_MAX_NEW_TOKENS
+    is_length_given: bool = False
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = NO_LIMIT
@@ -156,6 +159,7 @@ class SamplingParams:
             temperature, top_k = 1.0, 1
         return cls(
             max_new_tokens=max_new,
+            is_length_given=raw.get("max_new_tokens") is not None,
             temperature=temperature,
             top_p=fields.number("top_p", 1.0, low=0.0, high=1.0, low_is_open=True),
             top_k=NO_LIMIT if top_k == -1 else top_k,

@@ -9,7 +9,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
-LOCKS = ("cpu", "gpu")
+LOCKS = ("cpu", "gpu", "sglang-cpu")
 
 
 def lock_lines(flavour: str) -> list[str]:
@@ -57,3 +57,11 @@ def test_shared_versions_agree_and_no_engine_is_installed_on_a_laptop():
     assert {n: v for n, v in cpu.items() if gpu.get(n, v) != v} == {}
     assert "sglang" in gpu
     assert "sglang" not in cpu
+
+
+def test_sglang_on_a_cpu_is_the_one_of_the_gpu_lock_and_hides_nothing_of_the_cpu_lock():
+    """Its folder lies in front of .venv."""
+    gpu, sglang = pinned("gpu"), pinned("sglang-cpu")
+    assert "sglang" in sglang
+    assert {n: v for n, v in sglang.items() if gpu.get(n) != v} == {}
+    assert sglang.keys() & pinned("cpu").keys() == set()

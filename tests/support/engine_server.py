@@ -1,13 +1,20 @@
-"""Starts embedded engines and routers as real processes for tests."""
+"""Starts engines and routers as real processes for tests: embedded ones, and the stock SGLang server."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from support.device import DEVICE
+
 from slime.engines.servers import ServerProcess, ServerSpec, free_port
 
 START_TIMEOUT_S = 240.0
+ROOT = Path(__file__).parents[2]
+# What `make setup-sglang-cpu` made, and what stands in front of it (see its README).
+SGLANG_CPU = ROOT / ".sglang-cpu"
+SGLANG_STAND_INS = Path(__file__).parent / "sglang_cpu"
 
 
 def engine_spec(model_path: Path, log_dir: Path, *options: str) -> ServerSpec:
@@ -24,6 +31,38 @@ def engine_spec(model_path: Path, log_dir: Path, *options: str) -> ServerSpec:
         health_path="/health",
         log_path=log_dir / f"engine-{port}.log",
         env={"OMP_NUM_THREADS": "1"},
+    )
+
+
+def sglang_spec(model_path: Path, log_dir: Path, *options: str) -> ServerSpec:
+    """How to start the stock SGLang server on a free port.
+
+    On a CPU (`SLIME_TEST_DEVICE` unset) it is that of `.sglang-cpu` with the stand-ins, in fp32; on
+    CUDA the installed one as it is, in bf16, with the deterministic mode in which it heeds seeds.
+    """
+    if DEVICE == "cpu" and not SGLANG_CPU.is_dir():
+        raise FileNotFoundError(f"no {SGLANG_CPU}; run make setup-sglang-cpu")
+    port = free_port()
+    command = [
+        sys.executable, "-m", "sglang.launch_server", "--model-path", str(model_path),
+        "--host", "127.0.0.1", "--port", str(port), "--device", DEVICE, "--skip-server-warmup",
+        *options,
+    ]  # fmt: skip
+    env = {"OMP_NUM_THREADS": "1"}
+    if DEVICE == "cpu":
+        command += ["--dtype", "float32", "--attention-backend", "torch_native"]
+        command += ["--disable-overlap-schedule"]
+        paths = [str(SGLANG_STAND_INS), str(SGLANG_CPU), os.environ.get("PYTHONPATH", "")]
+        env |= {"SGLANG_USE_CPU_ENGINE": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    else:
+        command += ["--dtype", "bfloat16", "--enable-deterministic-inference"]
+    return ServerSpec(
+        name=f"sglang-{port}",
+        command=tuple(command),
+        url=f"http://127.0.0.1:{port}",
+        health_path="/health",
+        log_path=log_dir / f"sglang-{port}.log",
+        env=env,
     )
 
 

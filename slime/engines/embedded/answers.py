@@ -38,8 +38,8 @@ class RequestMaker:
         """One request per answer: the first prompt's answers, then the second's.
 
         Raises:
-            EngineProtocolError: a prompt that is too long or has ids beyond the vocabulary, or
-                text without a tokenizer.
+            EngineProtocolError: prompt and answer do not fit into the context, ids beyond the
+                vocabulary, or text without a tokenizer.
         """
         made: list[Request] = []
         for prompt in call.prompts:
@@ -82,9 +82,17 @@ class RequestMaker:
         """The prompt position from which log-probs are wanted, -1 for none."""
         if len(ids) == 0:
             raise EngineProtocolError("the prompt has no tokens")
-        if len(ids) > self.context_length:
+        # SGLang refuses both, where a shorter answer would be possible too.
+        if len(ids) >= self.context_length:
             raise EngineProtocolError(
-                f"the prompt has {len(ids)} tokens, more than the context of {self.context_length}"
+                f"the prompt has {len(ids)} tokens and leaves no room in the context of "
+                f"{self.context_length}"
+            )
+        wanted = prompt.params.max_new_tokens or 0
+        if prompt.params.is_length_given and len(ids) + wanted > self.context_length:
+            raise EngineProtocolError(
+                f"the prompt has {len(ids)} tokens and max_new_tokens is {wanted}, together more "
+                f"than the context of {self.context_length}; null means: until it is full"
             )
         if int(ids.max()) >= self.vocab_size:
             raise EngineProtocolError(

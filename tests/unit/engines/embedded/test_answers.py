@@ -46,9 +46,9 @@ def test_requests_without_a_seed_get_one_each_from_the_engines() -> None:
 
 
 def test_the_context_bounds_the_answer() -> None:
-    assert requests(maker(), sampling_params={"max_new_tokens": 100})[0].max_out == 17
+    assert requests(maker())[0].max_out == 17
+    assert requests(maker(), sampling_params={"max_new_tokens": 17})[0].max_out == 17
     assert requests(maker(), sampling_params={"max_new_tokens": None})[0].max_out == 17
-    assert requests(maker(), input_ids=[5] * 20)[0].max_out == 0
 
 
 def test_stop_ids_are_those_of_model_and_request() -> None:
@@ -64,7 +64,8 @@ def test_text_is_encoded() -> None:
     ("body", "message"),
     [
         ({"input_ids": [64]}, "beyond the vocabulary"),
-        ({"input_ids": [5] * 21}, "21 tokens, more than the context of 20"),
+        ({"input_ids": [5] * 20}, "20 tokens and leaves no room in the context of 20"),
+        ({"sampling_params": {"max_new_tokens": 18}}, "3 tokens and max_new_tokens is 18"),
         ({"return_logprob": True, "logprob_start_len": 4}, "logprob_start_len"),
     ],
 )

@@ -1,0 +1,1 @@
+"""Stand-in for IPython: SGLang imports `IPython.display`, to show things in notebooks."""
