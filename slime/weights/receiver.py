@@ -28,8 +28,9 @@ class ReceiverTransport:
         timeout_s: deadline of each wait, seconds.
         way: how bytes travel, as `Sender` has it.
         has_same_weights: the engines loaded the weights that the first sync brings, from the same
-            files: it must change no bit of their own parameters. This proves that what an engine
-            makes of tensors that arrive is what it makes of a checkpoint.
+            files: it must bring back every bit of their own parameters, which are emptied for it.
+            This proves that what an engine makes of tensors that arrive is what it makes of a
+            checkpoint, and that none of its parameters is left out.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class ReceiverTransport:
         """As `WeightTransport`.
 
         Raises:
-            WeightSyncError: also when the first sync changed parameters it must not change.
+            WeightSyncError: also when the first sync left parameters other than the engines had.
         """
         if self._sender is None:
             raise WeightSyncError("the transport is not open; call open() first")
@@ -194,9 +195,10 @@ def check_unchanged(answers: Sequence[dict[str, Any]]) -> None:
     changed = sorted({name for answer in answers for name in answer["changed"] or ()})
     if changed:
         raise WeightSyncError(
-            f"the first sync brings the weights that the engines loaded from --hf-checkpoint, but changed "
-            f"{len(changed)} of their parameters: {', '.join(changed[:8])}. SGLang loads this model from "
-            "tensors in another way than from files; report this with the model's config.json."
+            f"the first sync brings the weights that the engines loaded from --hf-checkpoint, but "
+            f"{len(changed)} of their parameters did not come back as they were: {', '.join(changed[:8])}. "
+            "SGLang loads this model from tensors in another way than from files; report this with the "
+            "model's config.json."
         )
 
 

@@ -28,7 +28,8 @@ class Invitation:
         group: name of the members; a rank that knows it keeps its connection.
         rank, world_size: this rank's place; the trainer is 0.
         sync: number of the sync within the group; -1 asks the rank to leave.
-        compare: report which of the engine's own parameters this sync changes.
+        compare: empty the engine's own parameters first, and report which of them this sync does
+            not bring back as they were.
         timeout_s: deadline of each wait, seconds.
     """
 

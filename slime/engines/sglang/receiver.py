@@ -41,7 +41,7 @@ def receive(model: torch.nn.Module, named_tensors: Sequence[tuple[str, Tensor]])
             return
         member = _members.get(place) or _Member(invitation)
         _members[place] = member
-        before = _own_checksums(model) if invitation.compare else None
+        before = _emptied(model) if invitation.compare else None
         is_last = False
         while not is_last:
             is_last, sums = member.take(model, invitation.sync, number)
@@ -161,6 +161,19 @@ def _cut(flat: Tensor, dtypes: Sequence[str], shapes: Sequence[Sequence[int]]) -
     starts, _ = places(sizes)
     for start, size, kind, shape in zip(starts, sizes, kinds, shapes, strict=True):
         yield flat[start : start + size].view(kind).view(*shape)
+
+
+def _emptied(model: torch.nn.Module) -> dict[str, int]:
+    """Checksums of the engine's own parameters, which are zeros now.
+
+    SGLang lets names that it does not know pass: a parameter that no tensor reaches would keep its
+    old values from sync to sync.
+    """
+    sums = _own_checksums(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    return sums
 
 
 def _own_checksums(model: torch.nn.Module) -> dict[str, int]:

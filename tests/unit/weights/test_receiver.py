@@ -126,10 +126,20 @@ def test_a_first_sync_that_changes_what_was_loaded_from_the_same_files_is_refuse
     wrong["lm_head.weight"][3, 3] += 1.0
     engines = fakes.make([(wrong,)])
     with transport_to(*engines, has_same_weights=True) as (control, transport):
-        with pytest.raises(WeightSyncError, match=r"changed 1 of their parameters: lm_head_weight"):
+        with pytest.raises(WeightSyncError, match=r"but 1 of their parameters .*: lm_head_weight"):
             sync(control, transport, weights(1), "1")
         assert engines[0].version == "default"
         assert "/continue_generation" not in engines[0].paths
+
+
+def test_a_parameter_that_no_tensor_reaches_is_named(fakes: Engines) -> None:
+    more = weights(1) | {"model.unknown.weight": torch.ones(3)}
+    engines = fakes.make([(more,)])
+    with (
+        transport_to(*engines, has_same_weights=True) as (control, transport),
+        pytest.raises(WeightSyncError, match=r"1 of their parameters .*: model_unknown_weight"),
+    ):
+        sync(control, transport, weights(1), "1")
 
 
 def test_a_tensor_that_an_engine_cannot_load_is_an_error_and_not_its_end(fakes: Engines) -> None:
