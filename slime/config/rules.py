@@ -263,12 +263,13 @@ def _precision(config: Config) -> Iterator[str]:
 def _device(config: Config) -> Iterator[str]:
     if config.device != "cuda" or config.debug_train_only or config.rollout_num_gpus is None:
         return
-    if config.rollout_num_gpus_per_engine > 1 or (config.colocate and config.rollout_num_gpus > 1):
+    if config.rollout_num_gpus_per_engine > config.num_gpus_per_node:
         yield (
-            "--device cuda: engines of several GPUs, and several GPUs that engines share with the "
-            "trainer (--colocate), are not built yet; one GPU for both, or engines of one GPU "
-            "beside the trainer's, are"
+            f"--rollout-num-gpus-per-engine {config.rollout_num_gpus_per_engine}: engines over several "
+            f"nodes (of --num-gpus-per-node {config.num_gpus_per_node} GPUs) are not built yet"
         )
+    if config.sglang_argv.get("pp_size", 1) > 1:
+        yield "--sglang-pp-size above 1: weights reach no pipeline stages of engines yet"
 
 
 def _optimizer(config: Config) -> Iterator[str]:

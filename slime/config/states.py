@@ -86,7 +86,9 @@ _SPARSE = "not built yet: DeepSeek sparse attention"
 _CI = "not built yet: slime's own tests check these numbers"
 
 SLIME_STATES: dict[str, FlagState] = {
-    "--num-gpus-per-node": own_way("Ray's placement group finds the nodes"),
+    "--num-gpus-per-node": own_way(
+        "Ray's placement group finds the nodes; an engine must not be larger than this"
+    ),
     "--check-weight-update-equal": own_way("every sync is checked: --verify-weight-sync"),
     "--distributed-backend": own_way("follows from the device: NCCL on CUDA, gloo on CPU"),
     "--save-debug-train-data": refused("not built yet: dumping train data"),

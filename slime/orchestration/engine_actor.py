@@ -1,5 +1,6 @@
 """One engine server, held by a Ray actor on the server's node."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from slime.config.config import Config
@@ -21,7 +22,9 @@ class EngineActor:
         self._used_ports: set[int] = set()
         self._is_stopping = False
 
-    def start(self, config: Config, index: int, kind: str, log_dir: Path) -> str:
+    def start(
+        self, config: Config, index: int, kind: str, log_dir: Path, devices: str | None
+    ) -> str:
         """Start the server, again if there was one; its address, once it answers.
 
         Args:
@@ -29,6 +32,7 @@ class EngineActor:
             index: number of the engine, for its name, seed and log.
             kind: name in the registry's table of engines.
             log_dir: folder of the run's logs.
+            devices: CUDA_VISIBLE_DEVICES of the server; None on CPU.
 
         Raises:
             EngineUnavailable: the server did not come up; carries the end of its log.
@@ -42,6 +46,8 @@ class EngineActor:
         host = node_address()
         launch = lookup(ENGINES, kind)
         spec = launch(config, index=index, host=host, port=self._fresh_port(host), log_dir=log_dir)
+        if devices is not None:
+            spec = replace(spec, env={**spec.env, "CUDA_VISIBLE_DEVICES": devices})
         self._server = ServerProcess(spec)
         self._server.wait_healthy(config.startup_timeout_s)
         return spec.url

@@ -46,9 +46,13 @@ class EngineFleet:
         self._config = config
         self._placement = placement
         self._log_dir = log_dir
-        slots = placement.rollout_slots[:: config.rollout_num_gpus_per_engine]
+        size = config.rollout_num_gpus_per_engine
+        slots = placement.rollout_slots
         # They come up (seconds of imports) while the router and the trainers do.
-        self._hosts = {f"engine {i}": self._make_host(i, slot) for i, slot in enumerate(slots)}
+        self._hosts = {
+            f"engine {i}": self._make_host(i, slots[i * size : (i + 1) * size])
+            for i in range(len(slots) // size)
+        }
         self._health = _health_watch(config)
         self._router: Router | None = None
         self._watch: EngineWatch | None = None
@@ -178,16 +182,18 @@ class EngineFleet:
             raise RuntimeError("the fleet has not been started")
         return self._watch
 
-    def _make_host(self, index: int, slot: int) -> RayEngineHost:
+    def _make_host(self, index: int, slots: Sequence[int]) -> RayEngineHost:
         config, placement = self._config, self._placement
         kind = engine_kind(config)
         make: Any = ray.remote(EngineActor)
+        devices = placement.visible_devices(slots)
 
         def begin(actor: "ActorHandle[EngineActor]") -> "ray.ObjectRef[str]":
             call: Any = actor.start
-            return call.remote(config, index, kind, self._log_dir)
+            return call.remote(config, index, kind, self._log_dir, devices)
 
-        options = {**placement.options(slot), "max_concurrency": ENGINE_THREADS}
+        # The actor sits on the first of its engine's slots; the group holds the others.
+        options = {**placement.options(slots[0]), "max_concurrency": ENGINE_THREADS}
         return RayEngineHost(lambda: make.options(**options).remote(), begin)
 
     def _make_router(self, timeout_s: float) -> Router:

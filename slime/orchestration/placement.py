@@ -1,7 +1,9 @@
 """Where each process goes: one Ray placement group, a slot per training rank and per engine device."""
 
-from dataclasses import dataclass
-from typing import Any
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group
@@ -10,8 +12,23 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from slime.config.cluster import ClusterConfig
 from slime.config.config import Config
 from slime.config.layout import count_slots
-from slime.errors import DeadlineExceeded
+from slime.errors import ConfigError, DeadlineExceeded
 from slime.orchestration.ray_cluster import CPU_PER_SLOT
+from slime.orchestration.waiting import wait_for
+
+
+@dataclass(frozen=True, order=True)
+class Gpu:
+    """One card of the cluster; sorts by node address, then by number.
+
+    Attributes:
+        node: address of its node, as numbers where it has some.
+        number: as CUDA_VISIBLE_DEVICES of that node's processes names it.
+    """
+
+    node: tuple[int, ...] | tuple[str]
+    number: int
+    name: str = field(compare=False)
 
 
 @dataclass(frozen=True)
@@ -24,12 +41,43 @@ class Placement:
         rollout_slots: bundle of each engine device; the same bundles as the trainers' under
             `--colocate`.
         device: `cuda` or `cpu`.
+        gpus: the card of each bundle; empty on CPU.
     """
 
     group: PlacementGroup
     train_slots: tuple[int, ...]
     rollout_slots: tuple[int, ...]
-    device: str
+    device: Literal["cpu", "cuda"]
+    gpus: tuple[Gpu, ...] = ()
+
+    def visible_devices(self, slots: Sequence[int]) -> str | None:
+        """CUDA_VISIBLE_DEVICES for one process on several slots; None on CPU.
+
+        Raises:
+            ConfigError: they are on several nodes.
+        """
+        if self.device == "cpu":
+            return None
+        gpus = [self.gpus[slot] for slot in slots]
+        if len({gpu.node for gpu in gpus}) > 1:
+            raise ConfigError(
+                f"an engine of --rollout-num-gpus-per-engine {len(slots)} would lie on several nodes: "
+                f"{', '.join(gpu.name for gpu in gpus)}; engines over nodes are not built yet"
+            )
+        return ",".join(str(gpu.number) for gpu in gpus)
+
+    def table(self, engine_size: int) -> str:
+        """Who sits on which card, a line each; empty on CPU."""
+        if self.device == "cpu":
+            return ""
+        users: dict[int, list[str]] = {}
+        for rank, slot in enumerate(self.train_slots):
+            users.setdefault(slot, []).append(f"train rank {rank}")
+        for place, slot in enumerate(self.rollout_slots):
+            users.setdefault(slot, []).append(f"engine {place // engine_size}")
+        return "\n".join(
+            f"  {self.gpus[slot].name:<24} {', '.join(names)}" for slot, names in users.items()
+        )
 
     def options(self, slot: int) -> dict[str, Any]:
         """Ray actor options that put an actor on a slot; colocated actors share its GPU."""
@@ -47,7 +95,9 @@ def engine_kind(config: Config) -> str:
     return "sglang" if config.device == "cuda" else "embedded"
 
 
-def make_placement(cluster: ClusterConfig, *, device: str, train: bool, rollout: bool) -> Placement:
+def make_placement(
+    cluster: ClusterConfig, *, device: Literal["cpu", "cuda"], train: bool, rollout: bool
+) -> Placement:
     """Reserve the slots.
 
     Raises:
@@ -65,7 +115,45 @@ def make_placement(cluster: ClusterConfig, *, device: str, train: bool, rollout:
             f"free now: "
             f"{ray.available_resources()}. Lower --actor-num-gpus-per-node or --rollout-num-gpus, or add nodes."
         )
+    gpus = _gpus_of(group, cluster.startup_timeout_s) if device == "cuda" else ()
+    # Neighbours in the order of ranks are neighbours in the machine: Ray fills bundles as they come.
+    order = sorted(range(len(gpus)), key=lambda slot: gpus[slot]) or range(num_bundles)
     first = 0 if cluster.colocate else num_train
     return Placement(
-        group, tuple(range(num_train)), tuple(range(first, first + num_rollout)), device
+        group,
+        tuple(order[:num_train]),
+        tuple(order[first : first + num_rollout]),
+        device,
+        gpus,
     )
+
+
+def _gpus_of(group: PlacementGroup, timeout_s: float) -> tuple[Gpu, ...]:
+    """The card of each bundle, asked from a task on it."""
+    where: Any = ray.remote(_where)
+    calls = {
+        f"slot {index}": where.options(
+            num_cpus=0,
+            num_gpus=1,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(
+                group, placement_group_bundle_index=index
+            ),
+        ).remote()
+        for index in range(group.bundle_count)
+    }
+    found: list[tuple[str, int]] = wait_for(
+        calls, action="say which GPU it is", timeout_s=timeout_s
+    )
+    return tuple(Gpu(_sortable(node), number, f"{node} GPU {number}") for node, number in found)
+
+
+def _where() -> tuple[str, int]:
+    """Address of this node, and the card that this task was given."""
+    return ray.util.get_node_ip_address(), int(ray.get_gpu_ids()[0])
+
+
+def _sortable(node: str) -> tuple[int, ...] | tuple[str]:
+    try:
+        return tuple(ipaddress.ip_address(node).packed)
+    except ValueError:  # a name
+        return (node,)

@@ -66,10 +66,11 @@ class Session:
         self._rollouts_per_epoch: int | None = None
         slots = count_slots(config, trains=self._trains, rolls=self._rolls)
         connect(config, slots.train + slots.rollout)
-        config = self.config = dataclasses.replace(config, device=resolve_device(config))
-        placement = make_placement(
-            config, device=config.device, train=self._trains, rollout=self._rolls
-        )
+        device = resolve_device(config)
+        config = self.config = dataclasses.replace(config, device=device)
+        placement = make_placement(config, device=device, train=self._trains, rollout=self._rolls)
+        if table := placement.table(config.rollout_num_gpus_per_engine):
+            logger.info("devices:\n%s", table)
         make: Any = ray.remote(RolloutManager)
         ranks = data_parallel_size(config) if self._trains else 0
         self._manager = make.options(num_cpus=0, max_concurrency=MANAGER_THREADS).remote(

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -95,10 +96,12 @@ class FakeSGLang:
         version: of its weights.
         paths: of all POST requests.
         breaks: answer weight updates with an error and run no receiver.
+        random_seed: as it was started with.
     """
 
-    def __init__(self, *ranks: RankProcess, breaks: bool = False) -> None:
+    def __init__(self, *ranks: RankProcess, breaks: bool = False, random_seed: int = 0) -> None:
         self.ranks = ranks
+        self.random_seed = random_seed
         self.version = "default"
         self.paths: list[str] = []
         self.breaks = breaks
@@ -131,7 +134,7 @@ def serving(engine: FakeSGLang) -> Iterator[FakeSGLang]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._send(200, {"tp_size": len(engine.ranks)})
+            self._send(200, {"tp_size": len(engine.ranks), "random_seed": engine.random_seed})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")
@@ -155,3 +158,37 @@ def serving(engine: FakeSGLang) -> Iterator[FakeSGLang]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+class Engines:
+    """Fake servers over a few rank processes, which take seconds to start."""
+
+    def __init__(self) -> None:
+        self._ranks = [RankProcess() for _ in range(3)]
+
+    def make(self, *models: list[tuple[Any, ...]], breaks: bool = False) -> list[FakeSGLang]:
+        """A server for each list; a model for each of its ranks, as the words of FakeModel."""
+        ranks = iter(self._ranks)
+        servers: list[FakeSGLang] = []
+        for words in models:
+            own = [next(ranks) for _ in words]
+            for rank, model in zip(own, words, strict=True):
+                tensors, *rest = model
+                rank.call("begin", {name: t.numpy() for name, t in tensors.items()}, *rest)
+            servers.append(FakeSGLang(*own, breaks=breaks, random_seed=len(servers)))
+        return servers
+
+    def end(self) -> None:
+        """End the processes."""
+        for rank in self._ranks:
+            rank.end()
+
+
+def assert_holds(engines: Sequence[FakeSGLang], content: dict[str, Tensor]) -> None:
+    """Every rank of the engines has these weights and no others, bit for bit."""
+    for one in engines:
+        for rank in one.ranks:
+            held = rank.call("weights")
+            assert held.keys() == content.keys()
+            for name, tensor in content.items():
+                assert np.array_equal(held[name], tensor.numpy()), name

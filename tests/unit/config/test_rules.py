@@ -74,8 +74,16 @@ from slime.errors import ConfigError
         ({"eval_interval": "5"}, "--eval-interval 5 needs data"),
         ({"bf16": "", "fp16": ""}, "fp16"),
         (
-            {"device": "cuda", "colocate": "", "actor_num_gpus_per_node": "2"},
-            "--device cuda: .* not built yet",
+            {
+                "device": "cuda",
+                "rollout_num_gpus": "16",
+                "rollout_num_gpus_per_engine": "16",
+            },
+            "engines over several nodes",
+        ),
+        (
+            {"device": "cuda", "rollout_num_gpus_per_engine": "2", "sglang_pp_size": "2"},
+            "--sglang-pp-size above 1",
         ),
         (
             {"use_precision_aware_optimizer": ""},

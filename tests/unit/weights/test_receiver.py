@@ -1,14 +1,12 @@
 """Weights into SGLang's ranks by our receiver, over gloo; the servers are fakes that run it for real."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from support.fake_sglang import FakeSGLang, RankProcess, serving
+from support.fake_sglang import Engines, FakeSGLang, assert_holds, serving
 from torch import Tensor
 
 from slime.engines.control import EngineControl
@@ -58,43 +56,11 @@ def sync(
     )
 
 
-class Engines:
-    """Fake servers over a few rank processes, which take seconds to start."""
-
-    def __init__(self) -> None:
-        self._ranks = [RankProcess() for _ in range(3)]
-
-    def make(self, *models: list[tuple[Any, ...]], breaks: bool = False) -> list[FakeSGLang]:
-        """A server for each list; a model for each of its ranks, as the words of FakeModel."""
-        ranks = iter(self._ranks)
-        servers: list[FakeSGLang] = []
-        for words in models:
-            own = [next(ranks) for _ in words]
-            for rank, model in zip(own, words, strict=True):
-                tensors, *rest = model
-                rank.call("begin", {name: t.numpy() for name, t in tensors.items()}, *rest)
-            servers.append(FakeSGLang(*own, breaks=breaks))
-        return servers
-
-    def end(self) -> None:
-        for rank in self._ranks:
-            rank.end()
-
-
 @pytest.fixture(scope="module")
 def fakes() -> Iterator[Engines]:
     engines = Engines()
     yield engines
     engines.end()
-
-
-def assert_holds(engines: Sequence[FakeSGLang], content: dict[str, Tensor]) -> None:
-    for one in engines:
-        for rank in one.ranks:
-            held = rank.call("weights")
-            assert held.keys() == content.keys()
-            for name, tensor in content.items():
-                assert np.array_equal(held[name], tensor.numpy()), name
 
 
 def test_every_rank_of_every_engine_gets_every_sync_bit_for_bit(fakes: Engines) -> None:
