@@ -47,8 +47,8 @@ test: setup ## all tests that need no GPU
 	CUDA_VISIBLE_DEVICES= $(PYTHON_BIN) -m pytest -m "$(ON_CPU)" $(PYTEST_ARGS)
 
 .PHONY: test-sglang
-test-sglang: setup-sglang-cpu ## the engine protocol's suite on the stock SGLang server, on a CPU
-	CUDA_VISIBLE_DEVICES= $(PYTHON_BIN) -m pytest -m sglang tests/contracts
+test-sglang: setup-sglang-cpu ## the engine protocol and train.py on the stock SGLang server, on a CPU
+	CUDA_VISIBLE_DEVICES= $(PYTHON_BIN) -m pytest -m sglang tests/contracts tests/integration
 
 .PHONY: test-cluster
 test-cluster: setup ## train.py on a Ray cluster that runs already, and as a Ray job

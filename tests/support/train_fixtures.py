@@ -3,7 +3,8 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 from support.train_runs import MODEL_ARGS, QUICKSTART, ROOT, RUN_TIMEOUT_S, Run, Work
@@ -24,9 +25,12 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
 
 @pytest.fixture(scope="session")
 def train(work: Work) -> Callable[..., Run]:
-    """Run train.py (or another script) with the model's flags and more; the finished run."""
+    """Run train.py (or another script) with the model's flags and more; the finished run.
 
-    def run(name: str, flags: str, script: str = "train.py") -> Run:
+    `paths` come before all others on PYTHONPATH.
+    """
+
+    def run(name: str, flags: str, script: str = "train.py", paths: Sequence[Path] = ()) -> Run:
         folder = work.path / name
         argv = [
             *MODEL_ARGS,
@@ -38,7 +42,8 @@ def train(work: Work) -> Callable[..., Run]:
             str(folder),
         ]
         argv += flags.format(work=work.path).split()
-        env = {**os.environ, "PYTHONPATH": str(QUICKSTART), "OMP_NUM_THREADS": "1"}
+        python_path = os.pathsep.join(map(str, (*paths, QUICKSTART)))
+        env = {**os.environ, "PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"}
         env.pop("RAY_ADDRESS", None)
         done = subprocess.run(
             [sys.executable, str(ROOT / script), *argv],
