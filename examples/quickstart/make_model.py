@@ -1,10 +1,12 @@
-"""A random 0.22 M-parameter Qwen3 with a character tokenizer, as a Hugging Face folder.
+"""A random Qwen3 of 0.22 M parameters with a character tokenizer, as a Hugging Face folder.
 
-Needs neither torch nor transformers.
+Needs neither torch nor transformers. For a GPU (`--size gpu`) it has 0.40 M: attention kernels there
+want heads of 64 numbers or more.
 """
 
 import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +20,25 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 96, 2, 3, 1, 32
-INTERMEDIATE = 3 * HIDDEN
+LAYERS, KV_HEADS = 2, 1
 INIT_STD = 0.02
+
+
+@dataclass(frozen=True)
+class Size:
+    """What depends on the device."""
+
+    hidden: int
+    heads: int
+    head_dim: int
+
+    @property
+    def intermediate(self) -> int:
+        """Width of the MLP."""
+        return 3 * self.hidden
+
+
+SIZES = {"cpu": Size(96, 3, 32), "gpu": Size(128, 2, 64)}
 
 
 def write_tokenizer(folder: Path) -> int:
@@ -48,18 +66,18 @@ def write_tokenizer(folder: Path) -> int:
     return len(words)
 
 
-def write_config(folder: Path, vocab_size: int) -> None:
+def write_config(folder: Path, vocab_size: int, size: Size) -> None:
     """config.json and generation_config.json."""
     config = {
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
         "vocab_size": vocab_size,
-        "hidden_size": HIDDEN,
-        "intermediate_size": INTERMEDIATE,
+        "hidden_size": size.hidden,
+        "intermediate_size": size.intermediate,
         "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
+        "num_attention_heads": size.heads,
         "num_key_value_heads": KV_HEADS,
-        "head_dim": HEAD_DIM,
+        "head_dim": size.head_dim,
         "hidden_act": "silu",
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
@@ -78,37 +96,39 @@ def write_config(folder: Path, vocab_size: int) -> None:
     )
 
 
-def write_weights(folder: Path, vocab_size: int, seed: int) -> None:
+def write_weights(folder: Path, vocab_size: int, size: Size, seed: int) -> None:
     """model.safetensors with normal(0, 0.02) matrices and norms of one, fp32."""
     rng = np.random.default_rng(seed)
     tensors = {
         name: np.ones(shape, np.float32)
         if len(shape) == 1
         else rng.normal(0, INIT_STD, shape).astype(np.float32)
-        for name, shape in parameter_shapes(vocab_size).items()
+        for name, shape in parameter_shapes(vocab_size, size).items()
     }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def parameter_shapes(vocab_size: int) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(vocab_size: int, size: Size) -> dict[str, tuple[int, ...]]:
     """Name and shape of every parameter; the output layer is tied to the embedding."""
+    hidden, wide = size.hidden, size.intermediate
+    query, key = size.heads * size.head_dim, KV_HEADS * size.head_dim
     shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (vocab_size, HIDDEN),
-        "model.norm.weight": (HIDDEN,),
+        "model.embed_tokens.weight": (vocab_size, hidden),
+        "model.norm.weight": (hidden,),
     }
     for i in range(LAYERS):
         layer = {
-            "input_layernorm.weight": (HIDDEN,),
-            "post_attention_layernorm.weight": (HIDDEN,),
-            "self_attn.q_proj.weight": (HEADS * HEAD_DIM, HIDDEN),
-            "self_attn.k_proj.weight": (KV_HEADS * HEAD_DIM, HIDDEN),
-            "self_attn.v_proj.weight": (KV_HEADS * HEAD_DIM, HIDDEN),
-            "self_attn.o_proj.weight": (HIDDEN, HEADS * HEAD_DIM),
-            "self_attn.q_norm.weight": (HEAD_DIM,),
-            "self_attn.k_norm.weight": (HEAD_DIM,),
-            "mlp.gate_proj.weight": (INTERMEDIATE, HIDDEN),
-            "mlp.up_proj.weight": (INTERMEDIATE, HIDDEN),
-            "mlp.down_proj.weight": (HIDDEN, INTERMEDIATE),
+            "input_layernorm.weight": (hidden,),
+            "post_attention_layernorm.weight": (hidden,),
+            "self_attn.q_proj.weight": (query, hidden),
+            "self_attn.k_proj.weight": (key, hidden),
+            "self_attn.v_proj.weight": (key, hidden),
+            "self_attn.o_proj.weight": (hidden, query),
+            "self_attn.q_norm.weight": (size.head_dim,),
+            "self_attn.k_norm.weight": (size.head_dim,),
+            "mlp.gate_proj.weight": (wide, hidden),
+            "mlp.up_proj.weight": (wide, hidden),
+            "mlp.down_proj.weight": (hidden, wide),
         }
         shapes |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
     return shapes
@@ -119,11 +139,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", choices=SIZES, default="cpu")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     vocab_size = write_tokenizer(options.folder)
-    write_config(options.folder, vocab_size)
-    write_weights(options.folder, vocab_size, options.seed)
+    size = SIZES[options.size]
+    write_config(options.folder, vocab_size, size)
+    write_weights(options.folder, vocab_size, size, options.seed)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # The quickstart: demonstrations -> SFT -> GRPO on two CPU cores, through the same train.py that runs on a cluster.
 # Usage: bash examples/quickstart/run.sh [SEED] [RUN_FOLDER]
+# With DEVICE=cuda it takes one GPU instead, which the trainer and a stock SGLang server share. ENGINE_ARGS are more flags for
+# the second stage, such as "--sglang-attention-backend triton".
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
@@ -8,6 +10,7 @@ seed="${1:-0}"
 run="${2:-${root}/runs/quickstart-seed${seed}-$(date +%Y%m%d-%H%M%S)}"
 python="${PYTHON:-${root}/.venv/bin/python}"
 here="${root}/examples/quickstart"
+device="${DEVICE:-cpu}"
 started="$(date +%s.%N)"
 
 unset PYTHONDONTWRITEBYTECODE # Without bytecode files each process spends three times as long on its imports.
@@ -17,18 +20,25 @@ mkdir -p "${run}"
 
 echo "== data and a random model (seed ${seed}) in ${run}"
 "${python}" "${here}/middle_letter.py" "${run}/data" --seed "${seed}"
-"${python}" "${here}/make_model.py" "${run}/model" --seed "${seed}"
+"${python}" "${here}/make_model.py" "${run}/model" --seed "${seed}" --size "${device/cuda/gpu}"
 
+read -r -a MORE_ARGS <<<"${ENGINE_ARGS:-}"
+if [[ ${device} == cuda ]]; then
+   SIZE_ARGS=(--hidden-size 128 --ffn-hidden-size 384 --num-attention-heads 2 --kv-channels 64)
+   PLACE_ARGS=(--colocate --sglang-mem-fraction-static 0.3)
+else
+   SIZE_ARGS=(--hidden-size 96 --ffn-hidden-size 288 --num-attention-heads 3 --kv-channels 32)
+   PLACE_ARGS=(--rollout-num-gpus 2)
+fi
 MODEL_ARGS=(
-   --num-layers 2 --hidden-size 96 --ffn-hidden-size 288
-   --num-attention-heads 3 --group-query-attention --num-query-groups 1 --kv-channels 32
+   --num-layers 2 "${SIZE_ARGS[@]}" --group-query-attention --num-query-groups 1
    --qk-layernorm --normalization RMSNorm --norm-epsilon 1e-6
    --swiglu --disable-bias-linear
    --use-rotary-position-embeddings --rotary-base 10000
    --vocab-size 58
 )
 COMMON_ARGS=(
-   --device cpu --actor-num-nodes 1 --actor-num-gpus-per-node 1
+   --device "${device}" --actor-num-nodes 1 --actor-num-gpus-per-node 1
    --seed "${seed}" --rollout-seed "${seed}"
    --optimizer adam --adam-beta1 0.9 --adam-beta2 0.98
    --attention-dropout 0 --hidden-dropout 0
@@ -47,7 +57,7 @@ SFT_ARGS=(
 GRPO_ARGS=(
    --hf-checkpoint "${run}/sft/hf"
    --run-dir "${run}/grpo" --save "${run}/grpo/checkpoints" --save-hf "${run}/grpo/hf"
-   --rollout-num-gpus 2 --rollout-num-gpus-per-engine 1
+   --rollout-num-gpus-per-engine 1
    --prompt-data "${run}/data/train.jsonl" --input-key prompt --label-key label
    --apply-chat-template --rollout-shuffle --custom-rm-path middle_letter.reward
    --num-rollout 80 --rollout-batch-size 32 --n-samples-per-prompt 8 --global-batch-size 256
@@ -63,7 +73,7 @@ GRPO_ARGS=(
 echo "== stage 1: supervised fine-tuning on demonstrations"
 "${python}" "${root}/train_async.py" "${MODEL_ARGS[@]}" "${COMMON_ARGS[@]}" "${SFT_ARGS[@]}"
 
-echo "== stage 2: GRPO against two engines behind the router"
-"${python}" "${root}/train.py" "${MODEL_ARGS[@]}" "${COMMON_ARGS[@]}" "${GRPO_ARGS[@]}"
+echo "== stage 2: GRPO against engines behind the router"
+"${python}" "${root}/train.py" "${MODEL_ARGS[@]}" "${COMMON_ARGS[@]}" "${GRPO_ARGS[@]}" "${PLACE_ARGS[@]}" "${MORE_ARGS[@]}"
 
 "${python}" "${here}/report.py" "${run}" --started "${started}" --setup "${root}/.venv/setup.json"
