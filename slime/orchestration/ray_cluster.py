@@ -42,7 +42,9 @@ def connect(cluster: ClusterConfig, num_slots: int) -> None:
     # Ray listens on every interface and asks for a token; its own one lies in ~/.ray/auth_token,
     # which other users can often read. Ours is in no file.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    num_cpus = max(os.cpu_count() or 1, int(num_slots * CPU_PER_SLOT + 1))
+    # A slot with a GPU asks for a whole core.
+    needed = int(num_slots * CPU_PER_SLOT) if cluster.device == "cpu" else num_slots
+    num_cpus = max(os.cpu_count() or 1, needed + 1)
     _start_local(num_cpus, cluster)
     logger.info("started a local Ray with room for %d slots", int(num_cpus / CPU_PER_SLOT))
 

@@ -9,21 +9,17 @@ import ray
 from slime.config.cluster import ClusterConfig
 from slime.errors import ConfigError
 from slime.orchestration.placement import Gpu, Placement, make_placement
-from slime.orchestration.ray_cluster import private_ray_folder
+from slime.orchestration.ray_cluster import connect
 
 
 @pytest.fixture(scope="module")
 def four_gpus() -> Iterator[None]:
-    ray.init(
-        address="local",
-        num_cpus=8,
-        num_gpus=4,
-        include_dashboard=False,
-        _node_ip_address="127.0.0.1",
-        _temp_dir=private_ray_folder(),
-    )
-    yield
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 8, "GPU": 4}')
+        patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        connect(ClusterConfig(device="auto"), num_slots=4)
+        yield
+        ray.shutdown()
 
 
 @contextmanager

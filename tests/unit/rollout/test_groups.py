@@ -192,7 +192,10 @@ async def test_group_reward_sees_the_opened_group():
 @pytest.mark.parametrize("supports", [False, True])
 async def test_failed_request_fails_its_samples(reply: Reply, category: str, supports: bool):
     async with fake_engine(lambda payload, number: reply) as engine:
-        args = make_args(engine.url, request_timeout_s=0.05, engine_supports_group_seeds=supports)
+        timeout_s = 0.05 if reply.hold else 30.0
+        args = make_args(
+            engine.url, request_timeout_s=timeout_s, engine_supports_group_seeds=supports
+        )
         group = await run_group(args)
     assert [s.status for s in group] == [Status.FAILED] * 2
     assert {s.metadata["error_cat"] for s in group} == {category}

@@ -20,7 +20,7 @@ from support.megatron_runs import (
 )
 from support.tiny_families import make_tiny_family
 
-from slime.checkpoint.folders import torch_dist_to_hf
+from slime.checkpoint.folders import megatron_to_hf
 from slime.checkpoint.hf import HfFolder
 from slime.errors import ConfigError, ShapeMismatch
 from slime.training.interface import ModelTag
@@ -106,7 +106,7 @@ def test_a_provider_trains_saves_resumes_and_converts(model: str, tmp_path: Path
     first = step(trainer)
     assert_same_bits(first, step(started(model)))
     trainer.save(0)
-    torch_dist_to_hf(tmp_path / "save", tmp_path / "hf", origin=Path(model))
+    megatron_to_hf(tmp_path / "save", tmp_path / "hf", origin=Path(model))
     with HfFolder(tmp_path / "hf") as folder:
         assert all(torch.equal(folder.tensor(n), first.weights[n]) for n in folder.names())
     resumed = started(model, *PROVIDER, "--load", str(tmp_path / "save"))
