@@ -21,7 +21,7 @@ from slime.observability.logging import setup_logging
 from slime.observability.runs import RunFolder
 from slime.observability.timeline import close_timeline, flush_timeline, open_timeline, span
 from slime.orchestration.attempts import await_predecessors, begin_attempt
-from slime.orchestration.placement import make_placement
+from slime.orchestration.placement import engine_kind, make_placement
 from slime.orchestration.ray_cluster import connect, resolve_device
 from slime.orchestration.records import Records
 from slime.orchestration.recovery import RayEngines, Recovery
@@ -85,7 +85,11 @@ class Session:
             engines = RayEngines(self._manager, config.startup_timeout_s)
             self._recovery = Recovery(engines, self._group)
         self._turns: Turns | None = None
-        if self._recovery is not None and self._group is not None and config.device == "cuda":
+        if (
+            self._recovery is not None
+            and self._group is not None
+            and engine_kind(config) != "embedded"
+        ):
             self._turns = Turns(
                 self._manager,
                 self._group,

@@ -16,6 +16,8 @@ Wait = Callable[[Any, str], Any]
 class Turns:
     """Memory of shared devices handed from one side to the other; nothing happens on devices of their own.
 
+    On a CPU SGLang's part has no effect; the trainer sleeps there too, so that one path is tested.
+
     A round: engines generate, trainer sleeping; engines leave and the trainer wakes up; it trains;
     engines take memory for weights, get them, the trainer sleeps, and engines take the rest.
 

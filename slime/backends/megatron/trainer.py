@@ -329,10 +329,9 @@ class MegatronTrainer:
         return total.to(tensor.device)
 
     def sleep(self) -> None:
-        """Give the GPU's memory back until `wake_up`; on a CPU nobody waits for it."""
-        if self._device.type == "cuda":
-            freed = self._memory.give_back()
-            logger.info("the trainer sleeps; %.2f GiB are free", freed / 2**30)
+        """Give the device's memory back until `wake_up`; on a CPU to the same one, as a rehearsal."""
+        freed = self._memory.give_back()
+        logger.info("the trainer sleeps; %.2f GiB are free", freed / 2**30)
 
     def wake_up(self) -> None:
         """Take the memory again, every bit as it was, gradients 0."""
