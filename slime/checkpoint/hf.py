@@ -334,7 +334,11 @@ def _written_shards(partial: Path, resume_key: str | None) -> dict[int, _Content
     for path in partial.glob("shard-*.json"):
         rows = cast("dict[str, list[Any]]", _read_json(path))
         number = int(path.stem.removeprefix("shard-"))
-        shards[number] = {name: (str(dtype), int(size)) for name, (dtype, size) in rows.items()}
+        contents = {name: (str(dtype), int(size)) for name, (dtype, size) in rows.items()}
+        file = path.with_suffix(".tmp")
+        num_bytes = sum(size for _, size in contents.values())
+        if file.is_file() and file.stat().st_size > num_bytes:  # it has a header besides
+            shards[number] = contents
     return dict(sorted(shards.items()))
 
 
