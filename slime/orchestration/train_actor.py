@@ -64,6 +64,7 @@ class TrainActor:
         self._world_size = world_size
         self._trainer: Trainer | None = None
         self._way: WayToEngines | None = None
+        self._is_asleep = False
         self._hooks: UpdateHooks | None = None
         self._trained_rounds = 0
 
@@ -103,11 +104,15 @@ class TrainActor:
     def restore_engine(self, url: str) -> None:
         """Give one engine that was started again the current weights; collective over all ranks.
 
-        The other engines go on generating: they are not in this transport's group.
+        The other engines go on generating: they are not in this transport's group. A trainer that
+        sleeps wakes up for it.
 
         Raises:
             WeightSyncError, EngineUnavailable: as `sync_weights`.
         """
+        slept = self._is_asleep
+        if slept:
+            self.wake_up()
         way = self._make_way((url,))
         try:
             if way is not None:
@@ -117,6 +122,8 @@ class TrainActor:
         finally:
             if way is not None:
                 way.close()
+            if slept:
+                self.sleep()
 
     @property
     def _weight_version(self) -> str:
@@ -143,6 +150,7 @@ class TrainActor:
             with _together("gather the weights", self._config.weight_sync_timeout_s):
                 exhaust(named)
             return None
+        way.begin()
         try:
             return sync_weights(
                 named,
@@ -191,11 +199,13 @@ class TrainActor:
         """Give the device's memory to the engines; `wake_up` comes before anything else."""
         with span("sleep"):
             self._ready().sleep()
+        self._is_asleep = True
 
     def wake_up(self) -> None:
         """Take the memory back, every bit as it was."""
         with span("wake_up"):
             self._ready().wake_up()
+        self._is_asleep = False
 
     def stop(self) -> None:
         """Leave the engines' weight group."""

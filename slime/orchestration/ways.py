@@ -1,5 +1,6 @@
 """How the weights of a training rank reach the engines: which transport, and who sends."""
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,17 +22,23 @@ class _Control(Pausable, Protocol):
     def close(self) -> None: ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class WayToEngines:
     """One rank's way.
 
     Attributes:
         has_others: other ranks send too, and all must succeed before the engines go on.
+        is_agreed: whether the senders have met in this sync; they do so once.
     """
 
     control: _Control
     transport: WeightTransport
     has_others: bool = False
+    is_agreed: bool = False
+
+    def begin(self) -> None:
+        """Another sync."""
+        self.is_agreed = False
 
     def agree(self) -> None:
         """Wait until all senders are through.
@@ -39,28 +46,25 @@ class WayToEngines:
         Raises:
             WeightSyncError: one of them failed.
         """
-        self._exchange(None)
+        if self.has_others:
+            self._meet(None)
 
     def failed(self, error: Exception) -> None:
-        """Tell the other senders; does not raise what they tell."""
-        if self.has_others and not isinstance(error, _OtherFailed):
-            _gather(str(error))
+        """Tell the other senders, unless they are through; raises nothing of what they tell."""
+        if self.has_others and not self.is_agreed:
+            with contextlib.suppress(WeightSyncError):
+                self._meet(str(error))
 
     def close(self) -> None:
         """Leave the engines."""
         self.transport.close()
         self.control.close()
 
-    def _exchange(self, problem: str | None) -> None:
-        if not self.has_others:
-            return
+    def _meet(self, problem: str | None) -> None:
         problems = [text for text in _gather(problem) if text is not None]
+        self.is_agreed = True
         if problems:
-            raise _OtherFailed(problems[0])
-
-
-class _OtherFailed(WeightSyncError):
-    """Another sender's error, which all senders have heard of."""
+            raise WeightSyncError(problems[0])
 
 
 def make_way(

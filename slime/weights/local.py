@@ -109,19 +109,17 @@ class LocalTransport:
             EngineUnavailable: an engine is dead.
             WeightSyncError: an engine has a slot without a trainer.
         """
-        infos = self._control.get_all("/server_info", timeout_s=HEALTH_TIMEOUT_S)
         places: list[range] = []
-        for info in infos:
-            size = int(info.get("tp_size") or 1)
-            first = (int(info["random_seed"]) - self._first_seed) * size
-            places.append(range(first, first + size))
-        for url, place in zip(self._control.urls, places, strict=True):
-            if self._ranks.rank in place:
-                self._local.urls = (url,)
-                self._sender = Sender(
-                    self._host, 1, way=self._way, timeout_s=self._timeout_s, check=self._check
-                )
-        addresses = self._ranks.gather(None if self._sender is None else self._sender.address)
+        found: Address | EngineError | None
+        try:
+            places = self._places()
+            found = self._begin(places)
+        except EngineError as error:
+            found = error  # all ranks have to meet first
+        addresses = self._ranks.gather(found)
+        for address in addresses:
+            if isinstance(address, EngineError):
+                raise address
         missing = [rank for place in places for rank in place if rank >= len(addresses)]
         if missing:
             raise WeightSyncError(
@@ -129,6 +127,26 @@ class LocalTransport:
                 "--rollout-num-gpus must not be above the trainer's GPUs"
             )
         self._addresses = [[addresses[rank] for rank in place] for place in places]
+
+    def _places(self) -> list[range]:
+        """The slots of each engine."""
+        places: list[range] = []
+        for info in self._control.get_all("/server_info", timeout_s=HEALTH_TIMEOUT_S):
+            size = int(info.get("tp_size") or 1)
+            first = (int(info["random_seed"]) - self._first_seed) * size
+            places.append(range(first, first + size))
+        return places
+
+    def _begin(self, places: Sequence[range]) -> Address | None:
+        """Where the engine rank of this rank's slot finds it; None without one."""
+        for url, place in zip(self._control.urls, places, strict=True):
+            if self._ranks.rank in place:
+                self._local.urls = (url,)
+                self._sender = Sender(
+                    self._host, 1, way=self._way, timeout_s=self._timeout_s, check=self._check
+                )
+                return self._sender.address
+        return None
 
     def send(self, bucket: Bucket, version: str | None = None) -> Sequence[dict[str, int]]:
         """As `WeightTransport`, for the engine rank that this rank feeds."""

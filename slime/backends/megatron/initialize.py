@@ -80,6 +80,10 @@ def join_process_group(
     if _is_loopback(master_addr) and sys.platform == "linux":
         # Gloo listens at the address of the host's name, which is often one that others reach.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if device.type == "cuda":
+        # As SGLang sets it in its servers: members of one communicator must agree, and the weights
+        # travel over one.
+        os.environ.setdefault("NCCL_CUMEM_ENABLE", "0")
     timeout = timedelta(minutes=config.distributed_timeout_minutes)
     dist.init_process_group(
         backend="nccl" if device.type == "cuda" else "gloo",

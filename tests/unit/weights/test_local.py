@@ -1,5 +1,6 @@
 """Every trainer rank feeds the engine rank on its slot; ranks are threads here, engine ranks processes."""
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from support.fake_sglang import Engines, FakeSGLang, assert_holds, serving
 from torch import Tensor
 
 from slime.engines.control import EngineControl
-from slime.errors import WeightSyncError
+from slime.errors import EngineUnavailable, WeightSyncError
 from slime.orchestration import ways
 from slime.orchestration.ways import WayToEngines
 from slime.weights.local import LocalControl, LocalTransport, Ranks
@@ -71,6 +72,7 @@ def way_to(urls: list[str], ranks: Ranks, *, same: bool = False) -> WayToEngines
 
 
 def sync(way: WayToEngines, content: dict[str, Tensor], version: str) -> None:
+    way.begin()
     try:
         sync_weights(
             content.items(),
@@ -152,3 +154,38 @@ def test_a_slot_without_a_trainer_is_named(fakes: Engines, monkeypatch: pytest.M
     engines = fakes.make([(weights(0),)], [(weights(0),)])
     (error,) = run_syncs(engines, 1, ("1",), monkeypatch)
     assert "slots [1] have none" in str(error)
+
+
+def test_a_dead_engine_is_named_on_every_rank() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        dead = f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+    def work(ranks: Ranks) -> str:
+        way = way_to([dead], ranks)
+        with pytest.raises(EngineUnavailable, match=dead) as caught:
+            way.transport.open()
+        way.close()
+        return str(caught.value)
+
+    assert len(on_ranks(2, work)) == 2
+
+
+def test_what_fails_after_all_agreed_is_told_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are through and would not come to hear of it."""
+    met: list[str | None] = []
+
+    def gather(problem: str | None) -> list[str | None]:
+        met.append(problem)
+        return [problem, None]
+
+    monkeypatch.setattr(ways, "_gather", gather)
+    nothing: Any = None
+    way = WayToEngines(nothing, nothing, has_others=True)
+    way.begin()
+    way.agree()
+    way.failed(WeightSyncError("an engine did not take the version"))
+    assert met == [None]
+    way.begin()
+    way.failed(WeightSyncError("a tensor did not fit"))
+    assert met == [None, "a tensor did not fit"]
