@@ -14,8 +14,9 @@ from slime.config.api_key import run_api_key
 from slime.config.config import Config
 from slime.engines.control import EngineControl
 from slime.engines.health import HealthWatch
-from slime.engines.protocol import MemoryTag
+from slime.engines.protocol import MemoryTag, PauseMode
 from slime.engines.router import Router
+from slime.errors import EngineUnavailable
 from slime.orchestration.engine_actor import ENGINE_THREADS, EngineActor
 from slime.orchestration.engine_host import RayEngineHost
 from slime.orchestration.engine_watch import Engine, EngineWatch
@@ -60,6 +61,7 @@ class EngineFleet:
         self._thread = threading.Thread(target=self._poll, name="engine-watch", daemon=True)
         self.urls: list[str] = []
         self._infos: list[dict[str, Any]] = []
+        self._away: tuple[str, ...] = ()
 
     def start(self) -> None:
         """Bring up router and engines, register one with the other, and begin to watch them.
@@ -140,20 +142,42 @@ class EngineFleet:
         return self._watch.take_metrics() if self._watch is not None else {}
 
     def release_memory(self, *tags: MemoryTag) -> None:
-        """Let the engines give up these parts of their memory, all without tags; they must be idle."""
+        """Let the engines give up these parts of their memory, all without tags.
+
+        What still runs there ends: nobody waits for it any more (requests that the router sent again
+        when an engine died), and SGLang ends itself when it is to release memory that is in use.
+        One that died meanwhile, or comes up after this, keeps its memory until the next time.
+        """
         body = {"tags": [tag.value for tag in tags]} if tags else {}
-        self._post("/release_memory_occupation", body)
+        urls = self._post("/pause_generation", {"mode": PauseMode.ABORT.value}, tuple(self.urls))
+        urls = self._post("/continue_generation", {}, urls)
+        self._away = self._post("/release_memory_occupation", body, urls)
 
     def resume_memory(self, *tags: MemoryTag) -> None:
         """Let them take it back: weights with values that are to be overwritten, the rest empty."""
-        self._post("/resume_memory_occupation", {"tags": [tag.value for tag in tags]})
+        body = {"tags": [tag.value for tag in tags]}
+        self._away = self._post("/resume_memory_occupation", body, self._away)
 
-    def _post(self, path: str, body: dict[str, Any]) -> None:
-        control = EngineControl(self.urls, timeout_s=self._config.weight_sync_timeout_s)
+    def _post(self, path: str, body: dict[str, Any], urls: tuple[str, ...]) -> tuple[str, ...]:
+        """The engines among `urls` that answered; the watch has seen the others dead.
+
+        Raises:
+            EngineUnavailable: one that lives did not answer.
+        """
+        control = EngineControl(urls, timeout_s=self._config.weight_sync_timeout_s)
         try:
-            control.post_all(path, body)
+            calls = control.start_post_all(path, body)
+            lost = {
+                url: e for url, call in zip(urls, calls, strict=True) if (e := call.exception())
+            }
         finally:
             control.close()
+        up = self.bring_up() if lost else urls
+        for url, error in lost.items():
+            if url in up or not isinstance(error, EngineUnavailable):
+                raise error
+            logger.warning("%s died before it was to change its memory", url)
+        return tuple(url for url in urls if url not in lost)
 
     def stop(self) -> None:
         """End all servers."""

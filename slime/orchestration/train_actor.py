@@ -159,6 +159,7 @@ class TrainActor:
                 version=self._weight_version,
                 bucket_bytes=self._config.update_weight_buffer_size,
                 verify=self._config.verify_weight_sync,
+                pause_mode=way.pause_mode,
                 agree=way.agree,
             )
         except Exception as error:

@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from slime.config.config import Config
 from slime.engines.control import EngineControl
+from slime.engines.protocol import PauseMode
 from slime.errors import WeightSyncError
 from slime.orchestration.placement import engine_kind
 from slime.orchestration.ray_cluster import node_address
@@ -27,12 +28,16 @@ class WayToEngines:
     """One rank's way.
 
     Attributes:
+        pause_mode: what becomes of requests that run. Rounds are over when weights change, so in SGLang
+            they are nobody's (the router sent them again when an engine died); it ends itself when
+            it is to empty the cache of a request that is retracted.
         has_others: other ranks send too, and all must succeed before the engines go on.
         is_agreed: whether the senders have met in this sync; they do so once.
     """
 
     control: _Control
     transport: WeightTransport
+    pause_mode: PauseMode = PauseMode.ABORT
     has_others: bool = False
     is_agreed: bool = False
 
@@ -81,7 +86,8 @@ def make_way(
     host = node_address()
     control = EngineControl(urls, timeout_s=timeout_s)
     if engine_kind(config) == "embedded":
-        return WayToEngines(control, GlooTransport(control, host=host, timeout_s=timeout_s))
+        transport = GlooTransport(control, host=host, timeout_s=timeout_s)
+        return WayToEngines(control, transport, PauseMode.RETRACT)
     on_cpu = config.device == "cpu"
     if not is_local:
         return WayToEngines(
@@ -95,7 +101,7 @@ def make_way(
             ),
         )
     local = LocalControl(control, rank)
-    transport = LocalTransport(
+    local_transport = LocalTransport(
         control,
         local,
         Ranks(rank, _gather),
@@ -105,7 +111,7 @@ def make_way(
         way="gloo" if on_cpu else "ipc",
         has_same_weights=has_same_weights,
     )
-    return WayToEngines(local, transport, has_others=True)
+    return WayToEngines(local, local_transport, has_others=True)
 
 
 def _gather(value: Any) -> list[Any]:

@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from slime.engines.checksum import checksums
+from slime.engines.protocol import PauseMode
 from slime.errors import WeightSyncError
 from slime.observability.timeline import add_span
 from slime.observability.waits import waiting
@@ -66,17 +67,18 @@ def sync_weights(
     version: str,
     bucket_bytes: int,
     verify: bool,
+    pause_mode: PauseMode = PauseMode.RETRACT,
     agree: Callable[[], None] = lambda: None,
 ) -> SyncReport:
     """Give every engine the trainer's weights; called on the one sending rank.
 
-    Generation pauses with mode `retract`: running requests go on afterwards with the new weights.
     When anything fails the engines stay paused, because weights half old and half new must not
     answer.
 
     Args:
         named: (Hugging Face name, whole tensor) of every parameter.
         verify: compare checksums of what each engine holds with the trainer's tensors.
+        pause_mode: with `retract` running requests go on afterwards with the new weights.
         agree: called when all went well so far, before the engines go on; raises when other
             senders had worse luck.
 
@@ -87,7 +89,7 @@ def sync_weights(
     report = SyncReport(version)
     clock = _Laps()
     sums: dict[str, int] = {}
-    control.pause("retract")
+    control.pause(pause_mode.value)
     report.pause_s = clock.lap("pause")
     for bucket, is_last in mark_last(make_buckets(named, bucket_bytes)):
         with waiting(", ".join(control.urls), "take weights", deadline_s=control.timeout_s):
