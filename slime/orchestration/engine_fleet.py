@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 STOP_TIMEOUT_S = 20.0
 # Each look costs a call of every engine's actor, which may share its cores with the engines.
 POLL_S = 1.0
+DEATH_SHOWS_S = 10.0
 
 
 class EngineFleet:
@@ -173,6 +175,11 @@ class EngineFleet:
         finally:
             control.close()
         up = self.bring_up() if lost else urls
+        deadline = time.monotonic() + DEATH_SHOWS_S
+        # What is known of a death may be older than the death.
+        while set(lost) & set(up) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+            up = self.bring_up()
         for url, error in lost.items():
             if url in up or not isinstance(error, EngineUnavailable):
                 raise error
