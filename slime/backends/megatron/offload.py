@@ -58,7 +58,9 @@ class DeviceMemory:
         scratch = {_key(tensor) for tensor in self._gradients()}
         storages: dict[int, Tensor] = {}
         for tensor in (*self._contents(), *self._gradients()):
-            if tensor.untyped_storage().nbytes():
+            storage = tensor.untyped_storage()
+            # On a CPU some memory belongs to others, such as numpy: it stays.
+            if storage.nbytes() and storage.resizable():
                 storages.setdefault(_key(tensor), tensor)
         wholes = {key: _bytes_of(tensor.untyped_storage()) for key, tensor in storages.items()}
         self._make_room({key: whole for key, whole in wholes.items() if key not in scratch})
