@@ -11,11 +11,7 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib/recipe.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib/recipe.sh"
 
-needs \
-  MODEL_DIR "the Hugging Face folder of DeepSeek-R1 in bf16 (engines get bf16 weights; docs/checkpoints.md converts)" \
-  PROMPT_DATA "DAPO-Math-17k as .jsonl or .parquet, with the columns prompt and label" \
-  EVAL_DATA "AIME-2024 in the same form" \
-  SAVE_DIR "folder for checkpoints; a run that finds one there goes on with it"
+needs_math_inputs "the Hugging Face folder of DeepSeek-R1 in bf16 (engines get bf16 weights; docs/checkpoints.md converts)"
 cluster 16 8
 # shellcheck source-path=SCRIPTDIR source=models/deepseek-v3.sh
 source "$SCRIPTS/models/deepseek-v3.sh"
@@ -64,5 +60,4 @@ MISC_ARGS=(
   --attention-dropout 0.0 --hidden-dropout 0.0 --accumulate-allreduce-grads-in-fp32
 )
 
-launch train.py "${MODEL_ARGS[@]}" "${CKPT_ARGS[@]}" "${ROLLOUT_ARGS[@]}" "${EVAL_ARGS[@]}" "${PERF_ARGS[@]}" \
-  "${GRPO_ARGS[@]}" "${OPTIMIZER_ARGS[@]}" "${SGLANG_ARGS[@]}" "${MISC_ARGS[@]}" "$@"
+launch_rl "$@"

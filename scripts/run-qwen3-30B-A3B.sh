@@ -10,11 +10,7 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib/recipe.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib/recipe.sh"
 
-needs \
-  MODEL_DIR "the Hugging Face folder of Qwen3-30B-A3B" \
-  PROMPT_DATA "DAPO-Math-17k as .jsonl or .parquet, with the columns prompt and label" \
-  EVAL_DATA "AIME-2024 in the same form" \
-  SAVE_DIR "folder for checkpoints; a run that finds one there goes on with it"
+needs_math_inputs "the Hugging Face folder of Qwen3-30B-A3B"
 cluster 1 8
 # shellcheck source-path=SCRIPTDIR source=models/qwen3-30B-A3B.sh
 source "$SCRIPTS/models/qwen3-30B-A3B.sh"
@@ -59,5 +55,4 @@ MISC_ARGS=(
   --attention-dropout 0.0 --hidden-dropout 0.0 --accumulate-allreduce-grads-in-fp32
 )
 
-launch train.py "${MODEL_ARGS[@]}" "${CKPT_ARGS[@]}" "${ROLLOUT_ARGS[@]}" "${EVAL_ARGS[@]}" "${PERF_ARGS[@]}" \
-  "${GRPO_ARGS[@]}" "${OPTIMIZER_ARGS[@]}" "${SGLANG_ARGS[@]}" "${MISC_ARGS[@]}" "$@"
+launch_rl "$@"

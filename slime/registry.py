@@ -131,6 +131,7 @@ TRANSPORTS = Table(
     {
         "gloo": "slime.weights.gloo:GlooTransport",
         "receiver": "slime.weights.receiver:ReceiverTransport",
+        "local": "slime.weights.local:LocalTransport",
     },
 )
 

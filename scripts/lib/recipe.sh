@@ -3,6 +3,8 @@
 #
 #   needs NAME TEXT [NAME TEXT]...    inputs by environment variable; all that are missing are told at once
 #   cluster NODES GPUS                the machines the recipe is made for: sets NUM_NODES and GPUS_PER_NODE
+#   needs_math_inputs TEXT            those of RL on math: MODEL_DIR (TEXT), PROMPT_DATA, EVAL_DATA, SAVE_DIR
+#   launch_rl FLAGS...                train.py with the arrays that every RL recipe fills, and FLAGS
 #   launch SCRIPT FLAGS...            SCRIPT (train.py, train_async.py) as a Ray job; with --dry-run, `slime check`
 #
 # Variables of the user:
@@ -41,6 +43,18 @@ needs() {
   say "set in the environment, and start again:"
   printf '%s\n' "${missing[@]}" >&2
   exit 2
+}
+
+needs_math_inputs() {
+  needs MODEL_DIR "$1" \
+    PROMPT_DATA "DAPO-Math-17k as .jsonl or .parquet, with the columns prompt and label" \
+    EVAL_DATA "AIME-2024 in the same form" \
+    SAVE_DIR "folder for checkpoints; a run that finds one there goes on with it"
+}
+
+launch_rl() {
+  launch train.py "${MODEL_ARGS[@]}" "${CKPT_ARGS[@]}" "${ROLLOUT_ARGS[@]}" "${EVAL_ARGS[@]}" "${PERF_ARGS[@]}" \
+    "${GRPO_ARGS[@]}" "${OPTIMIZER_ARGS[@]}" "${SGLANG_ARGS[@]}" "${MISC_ARGS[@]}" "$@"
 }
 
 cluster() {
