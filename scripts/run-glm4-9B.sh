@@ -8,6 +8,7 @@
 #
 # FLAGS are added at the end, where they win over those below. --dry-run checks all flags and files, starts nothing, and
 # needs no GPU and no weights.
+# shellcheck disable=SC2034 # the arrays are for launch_rl
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib/recipe.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib/recipe.sh"

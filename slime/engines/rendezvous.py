@@ -1,4 +1,4 @@
-"""A torch store that listens at one address; torch's own listens on every interface."""
+"""A torch store that listens at one address (torch's own listens on every interface), and gloo groups over it."""
 
 import datetime
 import socket
@@ -32,3 +32,31 @@ def listening_store(host: str, port: int, world_size: int, timeout: datetime.tim
         host, port, world_size, is_master=True, timeout=timeout, wait_for_workers=False,
         master_listen_fd=listener.detach(),
     )  # fmt: skip
+
+
+def gloo_group(
+    store: Any, name: str, rank: int, world_size: int, *, host: str, timeout: datetime.timedelta
+) -> Any:
+    """A member's place in a gloo group beside torch's default group.
+
+    Args:
+        host: an address of the interface that the members reach each other by.
+
+    Raises:
+        RuntimeError: a member is missing after `timeout`.
+    """
+    # torch has no types for these, and `_Options` is private: docs/stock.md.
+    dist: Any = import_module("torch.distributed")
+    options = dist.ProcessGroupGloo._Options()
+    # gloo's default resolves the host's name, which may be another interface.
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]
+    options._timeout = timeout
+    return dist.ProcessGroupGloo(dist.PrefixStore(name, store), rank, world_size, options)
+
+
+def local_address(host: str, port: int) -> str:
+    """This machine's address as `host` sees it; no packet is sent."""
+    family, kind, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.connect(target)
+        return str(probe.getsockname()[0])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from slime.engines.control import Answer, EngineControl, collect
 from slime.engines.control_requests import FLATTENED
-from slime.engines.rendezvous import listening_store
+from slime.engines.rendezvous import gloo_group, listening_store
 from slime.engines.servers import free_port
 from slime.errors import EngineError, WeightSyncError
 from slime.weights.transport import Bucket
@@ -143,15 +143,8 @@ def make_gloo_group(
     Raises:
         RuntimeError: a member is missing after `timeout`.
     """
-    # torch has no types for these, and `_Options` is private: docs/stock.md.
-    c10d: Any = dist
     store = listening_store(host, port, world_size, timeout)
-    options = c10d.ProcessGroupGloo._Options()
-    # Bind to the address the peers use: gloo's default resolves the host's name, which may be
-    # another interface.
-    options._devices = [c10d.ProcessGroupGloo.create_device(hostname=host)]
-    options._timeout = timeout
-    return c10d.ProcessGroupGloo(c10d.PrefixStore(group_name, store), 0, world_size, options)
+    return gloo_group(store, group_name, 0, world_size, host=host, timeout=timeout)
 
 
 def _raise_engine_error(calls: Sequence["Future[Answer]"], otherwise: str | None = None) -> None:

@@ -1,7 +1,6 @@
 """WeightGroups: the gloo groups through which a trainer, rank 0, broadcasts new weights."""
 
 import datetime
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from slime.engines.control_requests import DistributedUpdate, WeightsGroup
+from slime.engines.rendezvous import gloo_group, local_address
 from slime.errors import WeightSyncError
 
 # torch's stubs know little of process groups.
@@ -122,19 +122,7 @@ def _connect(request: WeightsGroup, timeout: datetime.timedelta) -> Any:
         request.master_address, request.master_port, request.world_size, is_master=False,
         timeout=timeout, wait_for_workers=False,
     )  # fmt: skip
-    options = dist.ProcessGroupGloo._Options()
-    # Bind to the interface that leads to the trainer: gloo's default resolves the host's own name,
-    # which may be another one, or none.
-    address = _local_address(request.master_address, request.master_port)
-    options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
-    options._timeout = timeout
-    prefixed = dist.PrefixStore(request.group_name, store)
-    return dist.ProcessGroupGloo(prefixed, request.rank, request.world_size, options)
-
-
-def _local_address(host: str, port: int) -> str:
-    """This machine's address as `host` sees it; no packet is sent."""
-    family, kind, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind) as probe:
-        probe.connect(target)
-        return str(probe.getsockname()[0])
+    host = local_address(request.master_address, request.master_port)
+    return gloo_group(
+        store, request.group_name, request.rank, request.world_size, host=host, timeout=timeout
+    )

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from slime.engines.checksum import checksums
+from slime.engines.rendezvous import gloo_group, local_address
 from slime.engines.sglang.invitation import Invitation, answer_key, bucket_key, join_key, places
 
 logger = logging.getLogger(__name__)
@@ -116,17 +117,15 @@ def make_group(invitation: Invitation, store: Any) -> Any:
     """
     c10d: Any = dist
     timeout = datetime.timedelta(seconds=invitation.timeout_s)
-    prefixed = c10d.PrefixStore(invitation.group, store)
+    rank, world_size = invitation.rank, invitation.world_size
     if invitation.way == "gloo":
-        options = c10d.ProcessGroupGloo._Options()
-        # The interface that the peers are reached by: gloo's default is that of the host's name.
-        options._devices = [c10d.ProcessGroupGloo.create_device(hostname=invitation.host)]
-        options._timeout = timeout
-        return c10d.ProcessGroupGloo(prefixed, invitation.rank, invitation.world_size, options)
+        host = local_address(invitation.host, invitation.port)
+        return gloo_group(store, invitation.group, rank, world_size, host=host, timeout=timeout)
     if invitation.way == "nccl":
+        prefixed = c10d.PrefixStore(invitation.group, store)
         options = c10d.ProcessGroupNCCL.Options()
         options._timeout = timeout
-        return c10d.ProcessGroupNCCL(prefixed, invitation.rank, invitation.world_size, options)
+        return c10d.ProcessGroupNCCL(prefixed, rank, world_size, options)
     return None
 
 
