@@ -9,12 +9,14 @@ from torch import Tensor
 
 # Lanes are 32-bit words widened to 64 bits. With 64-bit lanes a swap of two top bits would cancel,
 # because the difference of two odd multipliers is even.
-_LANE_BYTES = 4
-_ROW = 1 << 16
+LANE_BYTES = 4
+ROW = 1 << 16
 # Rows per pass. On a GPU many, 32 MiB widened; on a CPU what stays in its cache, 1 MiB.
 _ROWS_AT_ONCE = 64
 _ROWS_AT_ONCE_CPU = 2
 _MASK = (1 << 64) - 1
+# Of the number of bytes.
+LENGTH = 0x9E3779B97F4A7C15
 
 
 def checksum(tensor: Tensor) -> int:
@@ -32,33 +34,57 @@ def checksum(tensor: Tensor) -> int:
 
 def checksums(tensors: Sequence[Tensor]) -> list[int]:
     """`checksum` of each; a GPU is waited for once and not for each tensor."""
-    if not tensors:
-        return []
-    sums = torch.stack([_sum(tensor) for tensor in tensors]).cpu().numpy()
-    return [int(value) for value in sums]
+    return start_checksums(tensors).numbers()
 
 
-def _sum(tensor: Tensor) -> Tensor:
+def start_checksums(tensors: Sequence[Tensor]) -> "Sums":
+    """`checksum` of each, once they are asked for; a GPU computes meanwhile.
+
+    The tensors must not change before, but on its own stream.
+    """
+    if tensors and all(tensor.is_cuda for tensor in tensors):
+        from slime.engines.checksum_triton import sums
+
+        return Sums(sums(tensors))
+    return Sums(torch.stack([sum_of(tensor) for tensor in tensors]) if tensors else None)
+
+
+class Sums:
+    """Checksums that may be being computed.
+
+    Args:
+        values: [number of tensors] int64.
+    """
+
+    def __init__(self, values: Tensor | None) -> None:
+        self._values = values
+
+    def numbers(self) -> list[int]:
+        """Them, waiting for the device."""
+        return [] if self._values is None else [int(x) for x in self._values.cpu().numpy()]
+
+
+def sum_of(tensor: Tensor) -> Tensor:
     """[] int64 on the tensor's device; sums and products wrap around, which is modulo 2^64."""
     data = _bytes(tensor)
     device = tensor.device
-    num_lanes = data.numel() // _LANE_BYTES
-    num_rows = num_lanes // _ROW
-    lanes = data[: num_lanes * _LANE_BYTES].view(torch.int32)
+    num_lanes = data.numel() // LANE_BYTES
+    num_rows = num_lanes // ROW
+    lanes = data[: num_lanes * LANE_BYTES].view(torch.int32)
     rows_at_once = _ROWS_AT_ONCE_CPU if device.type == "cpu" else _ROWS_AT_ONCE
-    total = _tail(lanes[num_rows * _ROW :], data[num_lanes * _LANE_BYTES :], num_rows)
-    total = total + _signed(data.numel() * 0x9E3779B97F4A7C15)
+    total = _tail(lanes[num_rows * ROW :], data[num_lanes * LANE_BYTES :], num_rows)
+    total = total + _signed(data.numel() * LENGTH)
     for start in range(0, num_rows, rows_at_once):
         stop = min(start + rows_at_once, num_rows)
-        rows = lanes[start * _ROW : stop * _ROW].view(-1, _ROW).to(torch.int64)
-        sums = (rows * _columns(device)).sum(1)
-        total = total + (sums * _row_multipliers(start, stop, device)).sum()
+        rows = lanes[start * ROW : stop * ROW].view(-1, ROW).to(torch.int64)
+        sums = (rows * columns(device)).sum(1)
+        total = total + (sums * row_multipliers(start, stop, device)).sum()
     return total
 
 
 def _tail(lanes: Tensor, rest: Tensor, row: int) -> Tensor:
     """Of the last, incomplete row: its lanes, then up to 3 bytes as one more lane."""
-    total = (lanes.to(torch.int64) * _columns(lanes.device)[: lanes.numel()]).sum()
+    total = (lanes.to(torch.int64) * columns(lanes.device)[: lanes.numel()]).sum()
     if rest.numel():
         places = torch.tensor([1, 1 << 8, 1 << 16][: rest.numel()], device=rest.device)
         # An odd constant no other position uses.
@@ -74,19 +100,19 @@ def _signed(number: int) -> int:
 def _bytes(tensor: Tensor) -> Tensor:
     """[num_bytes] uint8; a view where alignment allows."""
     data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    if data.storage_offset() % _LANE_BYTES:
+    if data.storage_offset() % LANE_BYTES:
         data = data.clone()
     return data
 
 
 @lru_cache(maxsize=16)
-def _columns(device: torch.device) -> Tensor:
-    """[_ROW] int64 multipliers of the positions inside a row."""
-    return _odd_numbers(1, _ROW).to(device)
+def columns(device: torch.device) -> Tensor:
+    """[ROW] int64 multipliers of the positions inside a row."""
+    return _odd_numbers(1, ROW).to(device)
 
 
 @lru_cache(maxsize=4096)
-def _row_multipliers(start: int, stop: int, device: torch.device) -> Tensor:
+def row_multipliers(start: int, stop: int, device: torch.device) -> Tensor:
     """[stop - start] int64 multipliers of whole rows."""
     return _odd_numbers((1 << 32) + start, stop - start).to(device)
 

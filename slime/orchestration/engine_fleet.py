@@ -147,18 +147,25 @@ class EngineFleet:
         """Let the engines give up these parts of their memory, all without tags.
 
         What still runs there ends: nobody waits for it any more (requests that the router sent again
-        when an engine died), and SGLang ends itself when it is to release memory that is in use.
+        when an engine died). They stay paused until their cache is back: SGLang ends itself when a
+        request reaches memory that is away, and when memory in use is to be released.
         One that died meanwhile, or comes up after this, keeps its memory until the next time.
         """
         body = {"tags": [tag.value for tag in tags]} if tags else {}
         urls = self._post("/pause_generation", {"mode": PauseMode.ABORT.value}, tuple(self.urls))
-        urls = self._post("/continue_generation", {}, urls)
         self._away = self._post("/release_memory_occupation", body, urls)
 
     def resume_memory(self, *tags: MemoryTag) -> None:
-        """Let them take it back: weights with values that are to be overwritten, the rest empty."""
+        """Let them take it back: weights with values that are to be overwritten, the rest empty.
+
+        With the cache all engines go on, also those that came up after the others had left: a weight
+        sync in between leaves all of them paused.
+        """
         body = {"tags": [tag.value for tag in tags]}
         self._away = self._post("/resume_memory_occupation", body, self._away)
+        if MemoryTag.KV_CACHE in tags:
+            urls = dict.fromkeys((*self._away, *self.urls))
+            self._post("/continue_generation", {}, tuple(urls))
 
     def _post(self, path: str, body: dict[str, Any], urls: tuple[str, ...]) -> tuple[str, ...]:
         """The engines among `urls` that answered; the watch has seen the others dead.

@@ -97,7 +97,7 @@ class TrainActor:
     def connect_engines(self, urls: tuple[str, ...]) -> None:
         """Open the way for weights to these engines instead of those before; collective."""
         self._disconnect()
-        self._way = self._make_way(urls)
+        self._way = self._make_way(urls, engines_are_away=bool(self._config.offload_rollout))
         if self._way is not None:
             self._way.transport.open()
 
@@ -113,7 +113,7 @@ class TrainActor:
         slept = self._is_asleep
         if slept:
             self.wake_up()
-        way = self._make_way((url,))
+        way = self._make_way((url,), engines_are_away=False)
         try:
             if way is not None:
                 way.transport.open()
@@ -213,7 +213,7 @@ class TrainActor:
         close_timeline()
         self._disconnect()
 
-    def _make_way(self, urls: tuple[str, ...]) -> "WayToEngines | None":
+    def _make_way(self, urls: tuple[str, ...], *, engines_are_away: bool) -> "WayToEngines | None":
         """How weights of this rank reach these engines; None for a rank that sends none."""
         from slime.orchestration.ways import make_way
 
@@ -222,6 +222,7 @@ class TrainActor:
             urls,
             rank=self._rank,
             has_same_weights=self._trained_rounds == 0 and starts_like_engines(self._config),
+            engines_are_away=engines_are_away,
         )
 
     def _disconnect(self) -> None:

@@ -73,11 +73,20 @@ class WayToEngines:
 
 
 def make_way(
-    config: Config, urls: tuple[str, ...], *, rank: int, has_same_weights: bool
+    config: Config,
+    urls: tuple[str, ...],
+    *,
+    rank: int,
+    has_same_weights: bool,
+    engines_are_away: bool,
 ) -> WayToEngines | None:
     """The way of training rank `rank` to the engines at `urls`; None for one that sends nothing.
 
     Engines on the trainer's own slots are fed by the rank of their slot, others by rank 0.
+
+    Args:
+        has_same_weights: as in `ReceiverTransport`.
+        engines_are_away: without the memory of their cache (`Turns`), so that a sync leaves them paused.
     """
     is_local = config.colocate and engine_kind(config) != "embedded"
     if rank != 0 and not is_local:
@@ -100,7 +109,7 @@ def make_way(
                 has_same_weights=has_same_weights,
             ),
         )
-    local = LocalControl(control, rank)
+    local = LocalControl(control, rank, stay_paused=engines_are_away)
     local_transport = LocalTransport(
         control,
         local,

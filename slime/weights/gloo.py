@@ -31,12 +31,16 @@ _numbers = itertools.count()
 class GlooTransport:
     """Broadcast over torch's own gloo process group, apart from the trainer's default group.
 
+    One bucket at a time: its request is what lets an engine take part in the broadcast.
+
     Args:
         control: the engines.
         host: address of this process that the engines can reach.
         timeout_s: deadline of joining and of each broadcast, seconds.
         group_name: names the group on both sides.
     """
+
+    depth = 1
 
     def __init__(
         self,
@@ -52,6 +56,7 @@ class GlooTransport:
         self._join_timeout = datetime.timedelta(seconds=min(timeout_s, JOIN_TIMEOUT_S))
         self._group_name = f"{group_name}-{next(_numbers)}"
         self._group: Any = None
+        self._loads: list[Future[Answer]] = []
 
     def open(self) -> None:
         """Connect to the engines.
@@ -87,8 +92,8 @@ class GlooTransport:
             )
         _raise_engine_error(joins)
 
-    def send(self, bucket: Bucket, version: str | None = None) -> Sequence[dict[str, int]]:
-        """Load the bucket into every engine; per engine the checksum of each loaded parameter by name."""
+    def start(self, bucket: Bucket, version: str | None = None) -> None:
+        """As `WeightTransport`."""
         if self._group is None:
             raise WeightSyncError("the weight group is not open; call open() first")
         payload = {
@@ -102,7 +107,9 @@ class GlooTransport:
             # The engine stamps it in this call: one of its own would cost every sync 5 ms.
             "weight_version": version,
         }
-        loads = self._control.start_post_all("/update_weights_from_distributed", payload)
+        loads = self._loads = self._control.start_post_all(
+            "/update_weights_from_distributed", payload
+        )
         options = dist.BroadcastOptions()
         options.rootRank, options.rootTensor = 0, 0
         options.timeout = self._timeout
@@ -114,8 +121,11 @@ class GlooTransport:
             _raise_engine_error(
                 loads, f"broadcast of {bucket.names[0]} … {bucket.names[-1]} failed: {error}"
             )
-        _raise_engine_error(loads)
-        return [load.result()["checksums"] for load in loads]
+
+    def taken(self) -> Sequence[dict[str, int]]:
+        """As `WeightTransport`."""
+        _raise_engine_error(self._loads)
+        return [load.result()["checksums"] for load in self._loads]
 
     def finish(self, version: str) -> None:
         """Nothing: the last bucket stamped the version."""

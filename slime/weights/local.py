@@ -5,6 +5,7 @@ trainer rank of its slot.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from slime.engines.control import EngineControl
 from slime.engines.sglang.invitation import Invitation, Way
 from slime.errors import EngineError, WeightSyncError
 from slime.weights.receiver import HEALTH_TIMEOUT_S, Requests, check_unchanged, sums_of
-from slime.weights.sender import Address, Sender
+from slime.weights.sender import DEPTH, Address, Sender
 from slime.weights.transport import Bucket
 
 PROBE_S = 5.0
@@ -38,14 +39,17 @@ class LocalControl:
     Args:
         control: all engines.
         rank: of the trainer.
+        stay_paused: a sync does not resume them: a part of their memory is away, and who brings it
+            back lets them go on.
 
     Attributes:
         urls: the engine that this rank feeds, if there is one.
     """
 
-    def __init__(self, control: EngineControl, rank: int) -> None:
+    def __init__(self, control: EngineControl, rank: int, *, stay_paused: bool = False) -> None:
         self._control = control
         self._leads = rank == 0
+        self._stay_paused = stay_paused
         self.urls: tuple[str, ...] = ()
         self.timeout_s = control.timeout_s
 
@@ -56,7 +60,7 @@ class LocalControl:
 
     def resume(self) -> None:
         """As EngineControl."""
-        if self._leads:
+        if self._leads and not self._stay_paused:
             self._control.resume()
 
     def close(self) -> None:
@@ -74,6 +78,8 @@ class LocalTransport:
         first_seed: of engine 0; `random_seed` tells an engine's number, and so its slots.
         host, timeout_s, way, has_same_weights: as in `ReceiverTransport`.
     """
+
+    depth = DEPTH
 
     def __init__(
         self,
@@ -100,6 +106,7 @@ class LocalTransport:
         self._addresses: list[list[Address]] = []
         self._sync = 0
         self._bucket = 0
+        self._on_way: deque[tuple[tuple[str, ...], bool]] = deque()
         self._next_probe = 0.0
 
     def open(self) -> None:
@@ -148,7 +155,7 @@ class LocalTransport:
                 return self._sender.address
         return None
 
-    def send(self, bucket: Bucket, version: str | None = None) -> Sequence[dict[str, int]]:
+    def start(self, bucket: Bucket, version: str | None = None) -> None:
         """As `WeightTransport`, for the engine rank that this rank feeds."""
         is_first = self._bucket == 0
         if is_first and self._ranks.rank == 0:
@@ -159,13 +166,21 @@ class LocalTransport:
         if is_last:
             self._sync, self._bucket = self._sync + 1, 0
         if self._sender is None:
-            return []
+            return
         if is_first:
             self._sender.join()
-        answers = self._sender.send(bucket, sync=sync, number=number, is_last=is_last)
+        self._sender.start(bucket, sync=sync, number=number, is_last=is_last)
+        self._on_way.append((bucket.names, is_last))
+
+    def taken(self) -> Sequence[dict[str, int]]:
+        """As `WeightTransport`, of the engine rank that this rank feeds."""
+        if self._sender is None:
+            return []
+        answers = self._sender.taken()
+        names, is_last = self._on_way.popleft()
         if is_last:
             check_unchanged(answers)
-        return [sums_of(bucket, answers, self._local.urls[0])]
+        return [sums_of(names, answers, self._local.urls[0])]
 
     def finish(self, version: str) -> None:
         """As `WeightTransport`."""

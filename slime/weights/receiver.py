@@ -4,6 +4,7 @@ One request per engine and sync; buckets and answers go through a store and a pr
 """
 
 import base64
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from typing import Any
@@ -12,7 +13,7 @@ from slime.engines.control import Answer, EngineControl, collect
 from slime.engines.sglang.invitation import Invitation, Way
 from slime.engines.sglang.receiver import PATH
 from slime.errors import EngineError, WeightSyncError
-from slime.weights.sender import Sender
+from slime.weights.sender import DEPTH, Sender
 from slime.weights.transport import Bucket
 
 HEALTH_TIMEOUT_S = 30.0
@@ -33,6 +34,8 @@ class ReceiverTransport:
             checkpoint, and that none of its parameters is left out.
     """
 
+    depth = DEPTH
+
     def __init__(
         self,
         control: EngineControl,
@@ -52,6 +55,7 @@ class ReceiverTransport:
         self._sync = 0
         self._bucket = 0
         self._is_last = False
+        self._on_way: deque[tuple[str, ...]] = deque()
 
     def open(self) -> None:
         """Find out who takes part; each rank joins with the first bucket, while its engine is paused.
@@ -71,27 +75,34 @@ class ReceiverTransport:
             check=lambda: self._requests.check(may_have_ended=self._is_last),
         )
 
-    def send(self, bucket: Bucket, version: str | None = None) -> Sequence[dict[str, int]]:
-        """As `WeightTransport`.
-
-        Raises:
-            WeightSyncError: also when the first sync left parameters other than the engines had.
-        """
+    def start(self, bucket: Bucket, version: str | None = None) -> None:
+        """As `WeightTransport`."""
         if self._sender is None:
             raise WeightSyncError("the transport is not open; call open() first")
         self._is_last = is_last = version is not None
         if self._bucket == 0:
             self._requests.start(self._invitations(self._sync))
             self._sender.join()
-        answers = self._sender.send(bucket, sync=self._sync, number=self._bucket, is_last=is_last)
+        self._sender.start(bucket, sync=self._sync, number=self._bucket, is_last=is_last)
+        self._on_way.append(bucket.names)
         self._bucket += 1
-        if is_last:
+
+    def taken(self) -> Sequence[dict[str, int]]:
+        """As `WeightTransport`.
+
+        Raises:
+            WeightSyncError: also when the first sync left parameters other than the engines had.
+        """
+        assert self._sender is not None
+        answers = self._sender.taken()
+        names = self._on_way.popleft()
+        if self._is_last and not self._on_way:
             self._requests.end()
             check_unchanged(answers)
             self._compares = False
             self._sync, self._bucket = self._sync + 1, 0
         return [
-            sums_of(bucket, [answers[rank - 1] for rank in ranks], url)
+            sums_of(names, [answers[rank - 1] for rank in ranks], url)
             for ranks, url in zip(self._ranks, self._requests.urls, strict=True)
         ]
 
@@ -202,7 +213,7 @@ def check_unchanged(answers: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def sums_of(bucket: Bucket, answers: Sequence[dict[str, Any]], url: str) -> dict[str, int]:
+def sums_of(names: Sequence[str], answers: Sequence[dict[str, Any]], url: str) -> dict[str, int]:
     """Checksum of each tensor by name, as every rank of an engine took it.
 
     Raises:
@@ -214,7 +225,7 @@ def sums_of(bucket: Bucket, answers: Sequence[dict[str, Any]], url: str) -> dict
             f"the tensor-parallel ranks of {url} took different weights. The engines stay paused; restart "
             "the run from its last checkpoint."
         )
-    return dict(zip(bucket.names, taken[0], strict=True))
+    return dict(zip(names, taken[0], strict=True))
 
 
 def _raise_engine_error(calls: Sequence["Future[Answer]"]) -> None:

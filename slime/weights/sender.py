@@ -9,7 +9,9 @@ import datetime
 import itertools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +35,9 @@ from slime.weights.transport import Bucket
 POLL_S = 0.0005
 # How often a waiting sender asks whether the engines are still at it.
 CHECK_S = 0.05
+
+# Buckets on their way at once: one is filled while receivers load the one before.
+DEPTH = 2
 
 _numbers = itertools.count()
 
@@ -68,8 +73,28 @@ class Address:
         )
 
 
+@dataclass
+class _Buffer:
+    """Memory that buckets are packed into, one after the other."""
+
+    content: Tensor
+    handle: str
+
+
+@dataclass(frozen=True)
+class _OnWay:
+    """A bucket that receivers have not all taken; `work` is its broadcast, if it travels so."""
+
+    sync: int
+    number: int
+    is_last: bool
+    work: Any
+
+
 class Sender:
     """Sends buckets to receivers that were invited, and collects what they took.
+
+    At most `DEPTH` buckets are on their way.
 
     Args:
         host: address of this process that the receivers can reach.
@@ -95,8 +120,8 @@ class Sender:
         self._check = check
         self._group: Any = None
         self._has_joined = False
-        self._buffer: Tensor | None = None
-        self._handle = ""
+        self._buffers: dict[int, _Buffer] = {}
+        self._on_way: deque[_OnWay] = deque()
 
     def join(self) -> None:
         """Wait until every receiver is there, at the first sync.
@@ -118,61 +143,86 @@ class Sender:
                 ) from error
         self._has_joined = True
 
-    def send(
-        self, bucket: Bucket, *, sync: int, number: int, is_last: bool
-    ) -> list[dict[str, Any]]:
-        """Load the bucket into every receiver; what each answered, in the order of ranks.
+    def start(self, bucket: Bucket, *, sync: int, number: int, is_last: bool) -> None:
+        """Put a bucket on its way to every receiver.
 
         Raises:
-            WeightSyncError: one could not, or did not in time.
+            WeightSyncError: the broadcast could not begin.
         """
-        flat = self._filled(bucket)
+        assert len(self._on_way) < DEPTH, "the buffer of this bucket is in use"
+        buffer, flat = self._filled(bucket, number % DEPTH)
         content = {
             "names": bucket.names,
             "dtypes": [str(tensor.dtype).removeprefix("torch.") for tensor in bucket.tensors],
             "shapes": [list(tensor.shape) for tensor in bucket.tensors],
             "num_bytes": flat.numel(),
-            "handle": self._handle,
+            "handle": buffer.handle,
             "is_last": is_last,
         }
-        key = bucket_key(sync, number)
-        self._store.set(key, json.dumps(content))
+        self._store.set(bucket_key(sync, number), json.dumps(content))
+        work = None
         if self._group is not None:
-            try:
-                self._group.broadcast([flat], broadcast_options()).wait()
-            except RuntimeError as error:
-                self._check()
-                raise WeightSyncError(f"weight sync failed: a broadcast failed: {error}") from error
-        answers = self._answers(sync, number)
-        self._store.delete_key(key)
-        if is_last and self.address.way == "ipc":  # the engines need the memory
-            self._buffer = None
+            with self._broadcasting():
+                work = self._group.broadcast([flat], broadcast_options())
+        self._on_way.append(_OnWay(sync, number, is_last, work))
+
+    def taken(self) -> list[dict[str, Any]]:
+        """What each receiver answered to the first bucket on its way, in the order of ranks.
+
+        Raises:
+            WeightSyncError: one could not take it, or did not in time.
+        """
+        bucket = self._on_way.popleft()
+        if bucket.work is not None:
+            with self._broadcasting():
+                bucket.work.wait()
+        answers = self._answers(bucket.sync, bucket.number)
+        self._store.delete_key(bucket_key(bucket.sync, bucket.number))
+        if bucket.is_last and self.address.way == "ipc":  # the engines need the memory
+            self._buffers.clear()
             torch.cuda.ipc_collect()
         return answers
 
+    @contextmanager
+    def _broadcasting(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            self._check()
+            raise WeightSyncError(f"weight sync failed: a broadcast failed: {error}") from error
+
     def close(self) -> None:
         """Leave the group and the store."""
-        self._group = self._store = self._buffer = None
+        self._group = self._store = None
+        self._buffers.clear()
+        self._on_way.clear()
 
     @property
     def _receivers(self) -> range:
         return range(1, self.address.num_receivers + 1)
 
-    def _filled(self, bucket: Bucket) -> Tensor:
-        """[num_bytes] uint8 of the bucket, in memory that is kept from bucket to bucket."""
+    def _filled(self, bucket: Bucket, place: int) -> tuple[_Buffer, Tensor]:
+        """A buffer that is kept from bucket to bucket, and [num_bytes] uint8 of the bucket in it."""
         starts, num_bytes = places([tensor.nbytes for tensor in bucket.tensors])
         way = self.address.way
         device = "cpu" if way == "gloo" else torch.device("cuda", torch.cuda.current_device())
-        if self._buffer is None or self._buffer.numel() < num_bytes:
-            self._buffer = torch.empty(num_bytes, dtype=torch.uint8, device=device)
-            self._handle = shared_handle(self._buffer) if way == "ipc" else ""
-        flat = self._buffer[:num_bytes]
-        for start, tensor in zip(starts, bucket.tensors, strict=True):
-            data = tensor.detach().contiguous().view(-1).view(torch.uint8)
-            flat[start : start + data.numel()].copy_(data)
-        if flat.is_cuda:
+        buffer = self._buffers.get(place)
+        if buffer is None or buffer.content.numel() < num_bytes:
+            content = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+            handle = shared_handle(content) if way == "ipc" else ""
+            buffer = self._buffers[place] = _Buffer(content, handle)
+        flat = buffer.content[:num_bytes]
+        flats = [
+            tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in bucket.tensors
+        ]
+        parts = [
+            flat[start : start + data.numel()] for start, data in zip(starts, flats, strict=True)
+        ]
+        copy_all: Any = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
+        copy_all(parts, flats)
+        if way == "ipc":  # the receivers' streams do not wait for ours
             torch.cuda.current_stream().synchronize()
-        return flat
+        return buffer, flat
 
     def _answers(self, sync: int, number: int) -> list[dict[str, Any]]:
         keys = [answer_key(sync, number, rank) for rank in self._receivers]

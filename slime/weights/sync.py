@@ -1,14 +1,18 @@
-"""One weight sync: pause, send in buckets (the last one with the version), verify, resume."""
+"""One weight sync: pause, send in buckets (the last one with the version), verify, resume.
+
+While engines load one bucket, the next one is gathered and sent.
+"""
 
 import hashlib
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
 
-from slime.engines.checksum import checksums
+from slime.engines.checksum import Sums, start_checksums
 from slime.engines.protocol import PauseMode
 from slime.errors import WeightSyncError
 from slime.observability.timeline import add_span
@@ -30,11 +34,15 @@ class Pausable(Protocol):
 
 @dataclass
 class SyncReport:
-    """What a sync did and where its time went, seconds.
+    """What a sync did, and where this rank's time went, seconds.
 
     Attributes:
         digest: of every bit of the weights, whatever order and buckets they came in; empty when
             the sync was not verified.
+        gather_s: making buckets: gathering over ranks, and Hugging Face's form of each weight.
+        send_s: putting them on their way.
+        load_s: waiting for engines to have loaded one.
+        verify_s: comparing checksums.
     """
 
     version: str
@@ -43,16 +51,26 @@ class SyncReport:
     num_tensors: int = 0
     num_bytes: int = 0
     pause_s: float = 0.0
+    gather_s: float = 0.0
     send_s: float = 0.0
+    load_s: float = 0.0
     verify_s: float = 0.0
     resume_s: float = 0.0
+
+    @property
+    def total_s(self) -> float:
+        """All of it."""
+        sending = self.gather_s + self.send_s + self.load_s + self.verify_s
+        return self.pause_s + sending + self.resume_s
 
     def metrics(self) -> dict[str, float]:
         """The report as `perf/update_weights_*` metrics."""
         return {
-            "perf/update_weights_time": self.pause_s + self.send_s + self.verify_s + self.resume_s,
+            "perf/update_weights_time": self.total_s,
             "perf/update_weights_pause_time": self.pause_s,
+            "perf/update_weights_gather_time": self.gather_s,
             "perf/update_weights_send_time": self.send_s,
+            "perf/update_weights_load_time": self.load_s,
             "perf/update_weights_verify_time": self.verify_s,
             "perf/update_weights_resume_time": self.resume_s,
             "perf/update_weights_wire_bytes": float(self.num_bytes),
@@ -88,37 +106,79 @@ def sync_weights(
     """
     report = SyncReport(version)
     clock = _Laps()
-    sums: dict[str, int] = {}
+    pipe = _Pipe(control, transport, clock, report, verify=verify)
     control.pause(pause_mode.value)
     report.pause_s = clock.lap("pause")
     for bucket, is_last in mark_last(make_buckets(named, bucket_bytes)):
-        with waiting(", ".join(control.urls), "take weights", deadline_s=control.timeout_s):
-            engine_sums = transport.send(bucket, version if is_last else None)
-        report.send_s += clock.lap("send")
-        if verify:
-            sums |= verify_bucket(bucket, engine_sums, control.urls)
-            report.verify_s += clock.lap("verify")
-        report.num_buckets += 1
-        report.num_tensors += len(bucket.names)
-        report.num_bytes += bucket.num_bytes
+        report.gather_s += clock.lap("gather")
+        pipe.put(bucket, version if is_last else None)
+    pipe.drain()
     agree()
     transport.finish(version)
     control.resume()
     report.resume_s = clock.lap("resume")
     if verify:
-        report.digest = weights_digest(sums)
+        report.digest = weights_digest(pipe.sums)
     return report
 
 
-def verify_bucket(
-    bucket: Bucket, engine_sums: Sequence[Mapping[str, int]], urls: Sequence[str]
-) -> dict[str, int]:
-    """Compare what each engine holds after loading `bucket` with what was sent; those checksums.
+@dataclass
+class _Pipe:
+    """Buckets on their way to the engines.
+
+    Attributes:
+        sums: of all tensors that every engine was seen to hold.
+    """
+
+    control: Pausable
+    transport: WeightTransport
+    clock: "_Laps"
+    report: SyncReport
+    verify: bool
+    sums: dict[str, int] = field(default_factory=dict[str, int])
+    _on_way: "deque[tuple[tuple[str, ...], Sums | None]]" = field(default_factory=deque)
+
+    def put(self, bucket: Bucket, version: str | None) -> None:
+        """Send one, when there is room for it."""
+        report, clock = self.report, self.clock
+        while len(self._on_way) >= self.transport.depth:
+            self._take()
+        self.transport.start(bucket, version)
+        report.send_s += clock.lap("send")
+        # Not their numbers yet: a card computes them while the engines load.
+        own = start_checksums(bucket.tensors) if self.verify else None
+        report.verify_s += clock.lap("verify")
+        self._on_way.append((bucket.names, own))
+        report.num_buckets += 1
+        report.num_tensors += len(bucket.names)
+        report.num_bytes += bucket.num_bytes
+
+    def drain(self) -> None:
+        """Wait for all of them."""
+        while self._on_way:
+            self._take()
+
+    def _take(self) -> None:
+        urls = self.control.urls
+        with waiting(", ".join(urls), "take weights", deadline_s=self.control.timeout_s):
+            engine_sums = self.transport.taken()
+        self.report.load_s += self.clock.lap("load")
+        names, own = self._on_way.popleft()
+        if own is not None:
+            sent = dict(zip(names, own.numbers(), strict=True))
+            verify_sums(sent, engine_sums, urls)
+            self.sums |= sent
+            self.report.verify_s += self.clock.lap("verify")
+
+
+def verify_sums(
+    sent: Mapping[str, int], engine_sums: Sequence[Mapping[str, int]], urls: Sequence[str]
+) -> None:
+    """Compare checksums of what each engine loaded with those of what was sent.
 
     Raises:
         WeightSyncError: names the engine and the first tensor that is missing or differs.
     """
-    sent = dict(zip(bucket.names, checksums(bucket.tensors), strict=True))
     for url, found in zip(urls, engine_sums, strict=True):
         for name, expected in sent.items():
             if found.get(name) != expected:
@@ -131,7 +191,6 @@ def verify_bucket(
                     f"{url} does not hold the weights it was sent: {name} {state}. The engines stay paused; restart "
                     "the run from its last checkpoint, and report this with the engine's log."
                 )
-    return sent
 
 
 def weights_digest(checksums: Mapping[str, int]) -> str:

@@ -23,17 +23,30 @@ class Bucket:
 
 
 class WeightTransport(Protocol):
-    """Moves buckets from the sending trainer rank into every engine."""
+    """Moves buckets from the sending trainer rank into every engine, in their order.
+
+    Attributes:
+        depth: buckets that may be on their way at once: started, and not yet taken.
+    """
+
+    depth: int
 
     def open(self) -> None:
         """Connect to the engines; raises WeightSyncError when one does not join in time."""
         ...
 
-    def send(self, bucket: Bucket, version: str | None = None) -> Sequence[dict[str, int]]:
-        """Load the bucket into every engine; per engine the checksum of each loaded parameter by name.
+    def start(self, bucket: Bucket, version: str | None = None) -> None:
+        """Put a bucket on its way; its tensors may change once this returns.
 
         Args:
             version: given with the last bucket: from now on the engines have these weights whole.
+        """
+        ...
+
+    def taken(self) -> Sequence[dict[str, int]]:
+        """Wait until every engine has loaded the first bucket on its way.
+
+        Per engine, the checksum of each loaded parameter by name.
         """
         ...
 

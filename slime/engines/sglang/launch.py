@@ -58,7 +58,10 @@ def launch(config: Config, *, index: int, host: str, port: int, log_dir: Path) -
     name = f"engine-{index}"
     if key:
         options["config"] = write_secret(log_dir / f"{name}.yaml", {"api-key": key})
-    env = {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1"} if on_cpu else {}
+    # A check of its health would be a request, which nobody answers in a paused engine.
+    env = {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0"}
+    if on_cpu:
+        env |= {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1"}
     return ServerSpec(
         name=name,
         command=(sys.executable, "-m", "sglang.launch_server", *command_line(options)),

@@ -6,10 +6,12 @@ error, since an exception here would end the server.
 """
 
 import datetime
+import itertools
 import json
 import logging
 from base64 import b64decode
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -43,11 +45,10 @@ def receive(model: torch.nn.Module, named_tensors: Sequence[tuple[str, Tensor]])
         member = _members.get(place) or _Member(invitation)
         _members[place] = member
         before = _emptied(model) if invitation.compare else None
-        is_last = False
-        while not is_last:
-            is_last, sums = member.take(model, invitation.sync, number)
+        for bucket in member.buckets(invitation.sync):
+            sums = bucket.load(model)
             changed = None
-            if is_last and before is not None:
+            if bucket.is_last and before is not None:
                 after = _own_checksums(model)
                 changed = [name for name, value in after.items() if before[name] != value]
             member.answer(invitation.sync, number, {"sums": sums, "changed": changed})
@@ -76,37 +77,63 @@ class _Member:
         self._rank = invitation.rank
         store.set(join_key(invitation.rank), "")
         self._group = make_group(invitation, store)
-        # The trainer's allocation that is open here, by its handle; none between syncs.
+        # The trainer's allocations that are open here, by their handles; none between syncs.
         self._opened: dict[str, Tensor] = {}
 
-    def take(self, model: Any, sync: int, number: int) -> tuple[bool, list[int]]:
-        """(whether this bucket is the last, checksums of its tensors); loads it into the model."""
-        bucket: dict[str, Any] = json.loads(self._store.get(bucket_key(sync, number)))
-        flat = self._bytes(bucket)
-        tensors = list(_cut(flat, bucket["dtypes"], bucket["shapes"]))
-        model.load_weights(list(zip(bucket["names"], tensors, strict=True)))
-        # On CUDA this waits for the loads too: the trainer may use its buffer again then.
-        sums = checksums(tensors)
-        if bucket["is_last"]:
+    def buckets(self, sync: int) -> Iterator["_Arrived"]:
+        """Those of a sync; while one is loaded, the next is on its way."""
+        try:
+            coming = self._arriving(sync, 0)
+            for number in itertools.count(1):
+                bucket = coming
+                if not bucket.is_last:
+                    coming = self._arriving(sync, number)
+                if bucket.work is not None:
+                    bucket.work.wait()
+                yield bucket
+                if bucket.is_last:
+                    break
+        finally:
             self._opened.clear()
-        return bool(bucket["is_last"]), sums
 
     def answer(self, sync: int, number: int, content: dict[str, Any]) -> None:
         """Report on a bucket."""
         self._store.set(answer_key(sync, number, self._rank), json.dumps(content))
 
-    def _bytes(self, bucket: dict[str, Any]) -> Tensor:
-        """[num_bytes] uint8 of the bucket on this rank's device."""
-        num_bytes: int = bucket["num_bytes"]
-        if handle := bucket["handle"]:
+    def _arriving(self, sync: int, number: int) -> "_Arrived":
+        """A bucket, once it was announced; its bytes may still be on their way."""
+        content: dict[str, Any] = json.loads(self._store.get(bucket_key(sync, number)))
+        num_bytes: int = content["num_bytes"]
+        if handle := content["handle"]:
             if handle not in self._opened:
-                self._opened = {handle: _open_handle(handle)}
-            return self._opened[handle][:num_bytes]
+                self._opened[handle] = _open_handle(handle)
+            return _Arrived(content, self._opened[handle][:num_bytes], None)
         assert self._group is not None
         device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
         flat = torch.empty(num_bytes, dtype=torch.uint8, device=device)
-        self._group.broadcast([flat], broadcast_options()).wait()
-        return flat
+        work = self._group.broadcast([flat], broadcast_options())
+        return _Arrived(content, flat, work)
+
+
+@dataclass(frozen=True)
+class _Arrived:
+    """A bucket: what it says of itself, [num_bytes] uint8 on this rank's device, what brings them."""
+
+    content: dict[str, Any]
+    flat: Tensor
+    work: Any
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the sync ends with it."""
+        return bool(self.content["is_last"])
+
+    def load(self, model: Any) -> list[int]:
+        """Checksums of its tensors, which are in the model then."""
+        tensors = list(_cut(self.flat, self.content["dtypes"], self.content["shapes"]))
+        model.load_weights(list(zip(self.content["names"], tensors, strict=True)))
+        # On CUDA this waits for the loads too: the trainer may use its buffer again then.
+        return checksums(tensors)
 
 
 def make_group(invitation: Invitation, store: Any) -> Any:
