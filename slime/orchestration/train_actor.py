@@ -221,6 +221,7 @@ class TrainActor:
             self._config,
             urls,
             rank=self._rank,
+            host=node_address(),
             has_same_weights=self._trained_rounds == 0 and starts_like_engines(self._config),
             engines_are_away=engines_are_away,
         )

@@ -11,7 +11,6 @@ from slime.engines.control import EngineControl
 from slime.engines.protocol import PauseMode
 from slime.errors import WeightSyncError
 from slime.orchestration.placement import engine_kind
-from slime.orchestration.ray_cluster import node_address
 from slime.weights.gloo import GlooTransport
 from slime.weights.local import LocalControl, LocalTransport, Ranks
 from slime.weights.receiver import ReceiverTransport
@@ -77,6 +76,7 @@ def make_way(
     urls: tuple[str, ...],
     *,
     rank: int,
+    host: str,
     has_same_weights: bool,
     engines_are_away: bool,
 ) -> WayToEngines | None:
@@ -85,6 +85,7 @@ def make_way(
     Engines on the trainer's own slots are fed by the rank of their slot, others by rank 0.
 
     Args:
+        host: address of this process that the engines can reach.
         has_same_weights: as in `ReceiverTransport`.
         engines_are_away: without the memory of their cache (`Turns`), so that a sync leaves them paused.
     """
@@ -92,7 +93,6 @@ def make_way(
     if rank != 0 and not is_local:
         return None
     timeout_s = config.weight_sync_timeout_s
-    host = node_address()
     control = EngineControl(urls, timeout_s=timeout_s)
     if engine_kind(config) == "embedded":
         transport = GlooTransport(control, host=host, timeout_s=timeout_s)

@@ -9,6 +9,7 @@ import datetime
 import itertools
 import json
 import logging
+import time
 from base64 import b64decode
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -45,18 +46,34 @@ def receive(model: torch.nn.Module, named_tensors: Sequence[tuple[str, Tensor]])
         member = _members.get(place) or _Member(invitation)
         _members[place] = member
         before = _emptied(model) if invitation.compare else None
+        seconds = {"waiting": 0.0, "loading": 0.0, "checksums": 0.0}
+        last = time.perf_counter()
         for bucket in member.buckets(invitation.sync):
-            sums = bucket.load(model)
+            last = _add(seconds, "waiting", last)
+            tensors = bucket.load(model)
+            last = _add(seconds, "loading", last)
+            # On CUDA this waits for the loads too: the trainer may use its buffer again then.
+            sums = checksums(tensors)
+            last = _add(seconds, "checksums", last)
             changed = None
             if bucket.is_last and before is not None:
                 after = _own_checksums(model)
                 changed = [name for name, value in after.items() if before[name] != value]
             member.answer(invitation.sync, number, {"sums": sums, "changed": changed})
             number += 1
+        parts = ", ".join(f"{name} {1000 * value:.0f} ms" for name, value in seconds.items())
+        logger.info("slime's weights: %d buckets; %s", number, parts)
     except Exception as error:
         logger.exception("slime's weights could not be taken")
         if member is not None and invitation is not None:
             member.answer(invitation.sync, number, {"error": f"{type(error).__name__}: {error}"})
+
+
+def _add(seconds: dict[str, float], part: str, since: float) -> float:
+    """Add the time since then to a part; the time now."""
+    now = time.perf_counter()
+    seconds[part] += now - since
+    return now
 
 
 class _Member:
@@ -128,12 +145,11 @@ class _Arrived:
         """Whether the sync ends with it."""
         return bool(self.content["is_last"])
 
-    def load(self, model: Any) -> list[int]:
-        """Checksums of its tensors, which are in the model then."""
+    def load(self, model: Any) -> list[Tensor]:
+        """Its tensors, which are in the model then."""
         tensors = list(_cut(self.flat, self.content["dtypes"], self.content["shapes"]))
         model.load_weights(list(zip(self.content["names"], tensors, strict=True)))
-        # On CUDA this waits for the loads too: the trainer may use its buffer again then.
-        return checksums(tensors)
+        return tensors
 
 
 def make_group(invitation: Invitation, store: Any) -> Any:
