@@ -92,7 +92,9 @@ def num_bytes(folder: Path) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Conversion of a large checkpoint: time and memory.")
+    parser = argparse.ArgumentParser(
+        description="Conversion of a large checkpoint: time and memory."
+    )
     parser.add_argument("--layers", type=int, default=48)
     parser.add_argument("--threads", type=int, default=2, help="that make the checkpoint")
     parser.add_argument("--folder", type=Path, help="on a disk with room; a temporary one if unset")

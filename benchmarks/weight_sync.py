@@ -66,6 +66,8 @@ def run_engines_and_ranks(options: argparse.Namespace) -> int:
 
     config = make_config(options)
     first = options.gpus if options.apart else 0
+    count = first + options.engines * options.engine_gpus
+    mine = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
     logs, start = Path(options.logs or tempfile.mkdtemp()), time.monotonic()
     servers: list[ServerProcess] = []
     try:
@@ -74,8 +76,8 @@ def run_engines_and_ranks(options: argparse.Namespace) -> int:
             spec = launch(config, index=i, host="127.0.0.1", port=port, log_dir=logs)
             cards = range(first + i * options.engine_gpus, first + (i + 1) * options.engine_gpus)
             if options.device == "cuda":
-                visible = ",".join(map(str, cards))
-                spec = replace(spec, env={**spec.env, "CUDA_VISIBLE_DEVICES": visible})
+                devices = {"CUDA_VISIBLE_DEVICES": ",".join(mine[card] for card in cards)}
+                spec = replace(spec, env=spec.env | devices)
             servers.append(ServerProcess(spec))
         os.environ["ENGINES"] = " ".join(server.spec.url for server in servers)
         for server in servers:
