@@ -17,6 +17,7 @@ from slime.engines.control import EngineControl
 from slime.engines.health import HealthWatch
 from slime.engines.protocol import MemoryTag, PauseMode
 from slime.engines.router import Router
+from slime.engines.sglang.invitation import note, request
 from slime.errors import EngineUnavailable
 from slime.orchestration.engine_actor import ENGINE_THREADS, EngineActor
 from slime.orchestration.engine_host import RayEngineHost
@@ -81,6 +82,8 @@ class EngineFleet:
             self._router.add_engines(urls, timeout_s)
             control = EngineControl(urls, timeout_s=timeout_s)
             self._infos = control.get_all("/server_info")
+            if self._config.offload_rollout and engine_kind(self._config) == "sglang":
+                self._note_weights(control)
             control.close()
         self._watch = EngineWatch(
             [Engine(name, host) for name, host in self._hosts.items()],
@@ -94,6 +97,14 @@ class EngineFleet:
         self._thread.start()
         logger.info(
             "router %s in front of %d engines: %s", self._router.url, len(urls), ", ".join(urls)
+        )
+
+    def _note_weights(self, control: EngineControl) -> None:
+        """Let each engine remember the checksums of the weights it loaded, for the first sync."""
+        sizes = [int(info.get("tp_size") or 1) for info in self._infos]
+        control.post_all(
+            "/update_weights_from_tensor",
+            lambda engine: request([note(rank) for rank in range(sizes[engine])], flush=False),
         )
 
     @property

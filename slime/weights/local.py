@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slime.engines.control import EngineControl
-from slime.engines.sglang.invitation import Invitation, Way
+from slime.engines.sglang.invitation import LEAVE, Invitation, Way
 from slime.errors import EngineError, WeightSyncError
 from slime.weights.receiver import HEALTH_TIMEOUT_S, Requests, check_unchanged, sums_of
 from slime.weights.sender import DEPTH, Address, Sender
@@ -192,7 +192,7 @@ class LocalTransport:
     def close(self) -> None:
         """Let the engines forget this trainer."""
         if self._ranks.rank == 0 and self._addresses:
-            self._requests.say_goodbye(self._invitations(-1))
+            self._requests.say_goodbye(self._invitations(LEAVE))
         if self._sender is not None:
             self._sender.close()
         self._sender = None

@@ -3,15 +3,13 @@
 One request per engine and sync; buckets and answers go through a store and a process group of our own.
 """
 
-import base64
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from typing import Any
 
 from slime.engines.control import Answer, EngineControl, collect
-from slime.engines.sglang.invitation import Invitation, Way
-from slime.engines.sglang.receiver import PATH
+from slime.engines.sglang.invitation import LEAVE, Invitation, Way, request
 from slime.errors import EngineError, WeightSyncError
 from slime.weights.sender import DEPTH, Sender
 from slime.weights.transport import Bucket
@@ -113,7 +111,7 @@ class ReceiverTransport:
     def close(self) -> None:
         """Tell the ranks to forget this trainer; those that are gone are no error."""
         if self._sender is not None:
-            self._requests.say_goodbye(self._invitations(-1))
+            self._requests.say_goodbye(self._invitations(LEAVE))
             self._sender.close()
         self._sender = None
 
@@ -187,12 +185,7 @@ class Requests:
         self, invitations: Sequence[Sequence[Invitation]], *, flush: bool
     ) -> list["Future[Answer]"]:
         def body(engine: int) -> Answer:
-            payloads = [invitation.payload() for invitation in invitations[engine]]
-            return {
-                "serialized_named_tensors": [base64.b64encode(p).decode() for p in payloads],
-                "load_format": PATH,
-                "flush_cache": flush,
-            }
+            return request(invitations[engine], flush=flush)
 
         return self._control.start_post_all("/update_weights_from_tensor", body)
 

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slime.engines.sglang.receiver import PATH, receive
+from slime.engines.sglang.invitation import RECEIVER
+from slime.engines.sglang.receiver import receive
 
 
 class FakeModel(torch.nn.Module):
@@ -113,7 +114,7 @@ class FakeSGLang:
         if path == "/update_weights_from_tensor":
             if self.breaks:
                 return 500, {"error": "the scheduler is gone"}
-            assert body["load_format"] == PATH
+            assert body["load_format"] == RECEIVER
             payloads = [base64.b64decode(p) for p in body["serialized_named_tensors"]]
             with ThreadPoolExecutor(len(self.ranks)) as pool:
                 calls = [

@@ -4,6 +4,7 @@ It travels as the one tensor of a stock /update_weights_from_tensor request. All
 what arrived, errors) goes through a store of torch's that the trainer listens at.
 """
 
+import base64
 import json
 import pickle
 from collections.abc import Sequence
@@ -16,6 +17,10 @@ from torch import Tensor
 # How the bytes travel: broadcast over a process group, or a CUDA allocation of the trainer's that
 # the engine opens, both on one card.
 Way = Literal["gloo", "nccl", "ipc"]
+# Instead of the number of a sync: leave the group; note the checksums of the weights as they are.
+LEAVE, NOTE = -1, -2
+# What SGLang calls with an invitation: the dotted path for --custom-weight-loader.
+RECEIVER = "slime.engines.sglang.receiver.receive"
 _ALIGNMENT = 256
 
 
@@ -27,9 +32,9 @@ class Invitation:
         host, port: of the store.
         group: name of the members; a rank that knows it keeps its connection.
         rank, world_size: this rank's place; the trainer is 0.
-        sync: number of the sync within the group; -1 asks the rank to leave.
+        sync: number of the sync within the group, or LEAVE or NOTE.
         compare: empty the engine's own parameters first, and report which of them this sync does
-            not bring back as they were.
+            not bring back as they were, or as they were noted.
         timeout_s: deadline of each wait, seconds.
     """
 
@@ -65,6 +70,38 @@ class _AsTensor:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return torch.Tensor, (list(self._text.encode()),)
+
+
+def note(rank: int) -> Invitation:
+    """To note the checksums of rank `rank`'s own weights, before they lose their memory.
+
+    Once they have it again they hold what happens to be there; the first sync could not be compared.
+    """
+    return Invitation(
+        host="",
+        port=0,
+        group="",
+        rank=rank,
+        world_size=0,
+        way="gloo",
+        sync=NOTE,
+        compare=False,
+        timeout_s=0.0,
+    )
+
+
+def request(invitations: Sequence[Invitation], *, flush: bool) -> dict[str, Any]:
+    """Body of /update_weights_from_tensor that brings one to each rank of an engine, in their order.
+
+    Args:
+        flush: forget what was cached of prompts.
+    """
+    payloads = [invitation.payload() for invitation in invitations]
+    return {
+        "serialized_named_tensors": [base64.b64encode(p).decode() for p in payloads],
+        "load_format": RECEIVER,
+        "flush_cache": flush,
+    }
 
 
 def places(sizes: Sequence[int]) -> tuple[list[int], int]:

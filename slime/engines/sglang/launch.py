@@ -10,7 +10,7 @@ from typing import Any
 
 from slime.config.config import Config
 from slime.engines.servers import ServerSpec, command_line
-from slime.engines.sglang.receiver import PATH
+from slime.engines.sglang.invitation import RECEIVER
 from slime.errors import ConfigError
 
 _PRIVATE = 0o600
@@ -53,7 +53,7 @@ def launch(config: Config, *, index: int, host: str, port: int, log_dir: Path) -
         "tp_size": config.rollout_num_gpus_per_engine // pipeline,
         "skip_server_warmup": True,
         "enable_memory_saver": bool(config.offload_rollout) and not on_cpu,
-        "custom_weight_loader": [*loaders, PATH],
+        "custom_weight_loader": [*loaders, RECEIVER],
     }
     name = f"engine-{index}"
     if key:

@@ -21,13 +21,21 @@ from torch import Tensor
 
 from slime.engines.checksum import checksums
 from slime.engines.rendezvous import gloo_group, local_address
-from slime.engines.sglang.invitation import Invitation, answer_key, bucket_key, join_key, places
+from slime.engines.sglang.invitation import (
+    LEAVE,
+    NOTE,
+    Invitation,
+    answer_key,
+    bucket_key,
+    join_key,
+    places,
+)
 
 logger = logging.getLogger(__name__)
 
-PATH = f"{__name__}.receive"
-
 _members: dict[tuple[str, int], "_Member"] = {}
+# Checksums of the engine's own parameters from before they lost their memory.
+_noted: dict[str, int] = {}
 
 
 def receive(model: torch.nn.Module, named_tensors: Sequence[tuple[str, Tensor]]) -> None:
@@ -40,8 +48,11 @@ def receive(model: torch.nn.Module, named_tensors: Sequence[tuple[str, Tensor]])
     try:
         invitation = Invitation.read(named_tensors[0][1])
         place = (invitation.group, invitation.rank)
-        if invitation.sync < 0:
+        if invitation.sync == LEAVE:
             _members.pop(place, None)
+            return
+        if invitation.sync == NOTE:
+            _noted.update(_own_checksums(model))
             return
         member = _members.get(place) or _Member(invitation)
         _members[place] = member
@@ -206,12 +217,13 @@ def _cut(flat: Tensor, dtypes: Sequence[str], shapes: Sequence[Sequence[int]]) -
 
 
 def _emptied(model: torch.nn.Module) -> dict[str, int]:
-    """Checksums of the engine's own parameters, which are zeros now.
+    """Checksums of the engine's own parameters, of now or as noted; they are zeros now.
 
     SGLang lets names that it does not know pass: a parameter that no tensor reaches would keep its
     old values from sync to sync.
     """
-    sums = _own_checksums(model)
+    sums = dict(_noted) or _own_checksums(model)
+    _noted.clear()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()

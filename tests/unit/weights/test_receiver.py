@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from support.fake_sglang import Engines, FakeSGLang, assert_holds, serving
 from torch import Tensor
 
 from slime.engines.control import EngineControl
+from slime.engines.sglang.invitation import note, request
 from slime.errors import WeightSyncError
 from slime.weights.receiver import ReceiverTransport
 from slime.weights.sync import SyncReport, sync_weights
@@ -96,6 +97,23 @@ def test_a_first_sync_that_changes_what_was_loaded_from_the_same_files_is_refuse
             sync(control, transport, weights(1), "1")
         assert engines[0].version == "default"
         assert "/continue_generation" not in engines[0].paths
+
+
+@pytest.mark.parametrize("is_noted", [True, False])
+def test_what_was_loaded_is_noted_before_the_memory_is_given_away(
+    fakes: Engines, is_noted: bool
+) -> None:
+    (engine,) = fakes.make([(weights(1),), (weights(1),)])
+    with transport_to(engine, has_same_weights=True) as (control, transport):
+        if is_noted:
+            body = request([note(0), note(1)], flush=False)
+            control.post_all("/update_weights_from_tensor", body)
+        for rank in engine.ranks:  # back with what happens to be there
+            rank.call("begin", {name: 0 * x.numpy() + 7 for name, x in weights(1).items()})
+        expected = nullcontext() if is_noted else pytest.raises(WeightSyncError, match="come back")
+        with expected:
+            sync(control, transport, weights(1), "1")
+        assert_holds([engine], weights(1))
 
 
 def test_a_parameter_that_no_tensor_reaches_is_named(fakes: Engines) -> None:

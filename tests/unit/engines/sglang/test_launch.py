@@ -12,7 +12,7 @@ from slime.cli.parse import load_config
 from slime.config.config import Config
 from slime.engines.servers import ServerSpec
 from slime.engines.sglang import launch as launching
-from slime.engines.sglang.receiver import PATH
+from slime.engines.sglang.invitation import RECEIVER
 from slime.errors import ConfigError
 
 KEY = "a-key-that-nobody-else-may-read"
@@ -38,10 +38,10 @@ def value(spec: ServerSpec, flag: str) -> str:
 
 
 def test_our_receiver_stands_beside_loaders_of_the_users(tmp_path: Path) -> None:
-    assert value(start(tmp_path), "--custom-weight-loader") == PATH
+    assert value(start(tmp_path), "--custom-weight-loader") == RECEIVER
     spec = start(tmp_path, sglang_custom_weight_loader="my.loader")
     place = spec.command.index("--custom-weight-loader")
-    assert spec.command[place + 1 : place + 3] == ("my.loader", PATH)
+    assert spec.command[place + 1 : place + 3] == ("my.loader", RECEIVER)
 
 
 def test_sizes_seed_and_address_follow_from_the_run(tmp_path: Path) -> None:
