@@ -107,6 +107,30 @@ class BoundEntry:
         names = self.hf_names[index * each : (index + 1) * each]
         return BoundEntry(one, self.dims, f"{self.megatron_name}[{index}]", names)
 
+    def experts_to_hf(self, first: int, experts: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) on disk of experts that follow each other in the stack; possibly views.
+
+        Args:
+            first: number of the first of them in the whole stack.
+            experts: [n, ...], each whole.
+
+        Raises:
+            UnknownParameter: the stack has no such experts.
+            ShapeMismatch: one is not of the shape that a single expert has.
+        """
+        last = self.expert(first + len(experts) - 1)
+        one, each = last.entry, len(last.hf_names)
+        name = f"{self.megatron_name}[{first}:{first + len(experts)}]"
+        _check_shape(name, experts, (len(experts), *last.megatron_shape))
+        names = iter(self.hf_names[first * each : (first + len(experts)) * each])
+        for expert in experts:
+            for tensor in one.to_hf(expert, self.dims):
+                yield next(names), tensor
+
+    def unshard_experts(self, parts: Sequence[Tensor]) -> Tensor:
+        """[n, ...]: whole experts from the parts [n, ...] of all expert-tensor-parallel ranks."""
+        return parts[0] if len(parts) == 1 else self.entry.unshard(parts)
+
     def to_hf(self, whole: Tensor) -> tuple[Tensor, ...]:
         """The tensors of `hf_names`, padding rows of the vocabulary cut off; possibly views.
 

@@ -26,7 +26,8 @@ from slime.engines.sglang.invitation import (
     answer_key,
     bucket_key,
     join_key,
-    places,
+    parts,
+    room_for,
 )
 from slime.engines.sglang.receiver import broadcast_options, make_group
 from slime.errors import WeightSyncError
@@ -203,7 +204,8 @@ class Sender:
 
     def _filled(self, bucket: Bucket, place: int) -> tuple[_Buffer, Tensor]:
         """A buffer that is kept from bucket to bucket, and [num_bytes] uint8 of the bucket in it."""
-        starts, num_bytes = places([tensor.nbytes for tensor in bucket.tensors])
+        sizes = [tensor.nbytes for tensor in bucket.tensors]
+        num_bytes = room_for(sizes)
         way = self.address.way
         device = "cpu" if way == "gloo" else torch.device("cuda", torch.cuda.current_device())
         buffer = self._buffers.get(place)
@@ -215,11 +217,8 @@ class Sender:
         flats = [
             tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in bucket.tensors
         ]
-        parts = [
-            flat[start : start + data.numel()] for start, data in zip(starts, flats, strict=True)
-        ]
         copy_all: Any = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
-        copy_all(parts, flats)
+        copy_all(parts(flat, sizes), flats)
         if way == "ipc":  # the receivers' streams do not wait for ours
             torch.cuda.current_stream().synchronize()
         return buffer, flat

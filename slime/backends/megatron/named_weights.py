@@ -1,5 +1,6 @@
 """The model's weights under Hugging Face names, and the way back: both through one mapping."""
 
+import math
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ _LOCAL_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 _FUSED_NORMS = {fused: norm for norm, fused in (FUSED_QKV_NORM | FUSED_MLP_NORM).items()}
 # The one buffer that is part of a checkpoint: what balances experts without a loss.
 _EXPERT_BIAS = "router.expert_bias"
+# Whole experts that are gathered in one collective, on all ranks together.
+_GATHERED_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -144,18 +147,22 @@ def _whole(
 def _stack(
     bound: BoundEntry, stack: Tensor | None, source: _Source
 ) -> Iterator[tuple[str, Tensor]]:
-    """Expert by expert: one of each expert-parallel rank at a time."""
+    """As many experts of each expert-parallel rank at a time as `_GATHERED_BYTES` hold."""
     assert bound.num_experts is not None
-    num_local = bound.num_experts // ep_group().size()
-    for i in range(num_local):
-        experts = [bound.expert(rank * num_local + i) for rank in range(ep_group().size())]
-        wholes: list[Tensor | None] = [None] * len(experts)
+    shape = bound.expert(0).megatron_shape
+    num_ranks = ep_group().size()
+    num_local = bound.num_experts // num_ranks
+    size = num_ranks * math.prod(shape) * source.dtype.itemsize
+    step = max(1, _GATHERED_BYTES // size)
+    for start in range(0, num_local, step):
+        count = min(step, num_local - start)
+        lumps: list[Tensor | None] = [None] * num_ranks
         if stack is not None:
-            own = experts[ep_group().rank()].unshard(gather_over(etp_group(), stack[i]))
-            wholes = [*gather_over(ep_group(), own)]
-        for expert, whole in zip(experts, wholes, strict=True):
-            tensor = source.to_all_stages(whole, expert.megatron_shape)
-            yield from zip(expert.hf_names, expert.to_hf(tensor), strict=True)
+            own = bound.unshard_experts(gather_over(etp_group(), stack[start : start + count]))
+            lumps = [*gather_over(ep_group(), own)]
+        for rank, lump in enumerate(lumps):
+            experts = source.to_all_stages(lump, (count, *shape))
+            yield from bound.experts_to_hf(rank * num_local + start, experts)
 
 
 @torch.no_grad()

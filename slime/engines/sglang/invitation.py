@@ -104,17 +104,23 @@ def request(invitations: Sequence[Invitation], *, flush: bool) -> dict[str, Any]
     }
 
 
-def places(sizes: Sequence[int]) -> tuple[list[int], int]:
-    """(first byte of each of these many bytes in a bucket, bytes of the bucket).
+def room_for(sizes: Sequence[int]) -> int:
+    """Bytes of a bucket of these parts; each begins where tensors of any dtype may."""
+    return sum(map(_padded, sizes))
 
-    Each begins where tensors of any dtype may.
-    """
-    starts: list[int] = []
-    end = 0
-    for size in sizes:
-        starts.append(end)
-        end += -(-size // _ALIGNMENT) * _ALIGNMENT
-    return starts, end
+
+def parts(bucket: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """Parts of these many bytes of a bucket of `room_for` of them, one after the other."""
+    padded = list(map(_padded, sizes))
+    pieces: Sequence[Tensor] = torch.split(bucket, padded)
+    return [
+        piece if size == room else piece[:size]
+        for piece, size, room in zip(pieces, sizes, padded, strict=True)
+    ]
+
+
+def _padded(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
 def join_key(rank: int) -> str:

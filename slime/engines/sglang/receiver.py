@@ -9,6 +9,7 @@ import datetime
 import itertools
 import json
 import logging
+import math
 import time
 from base64 import b64decode
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from slime.engines.checksum import checksums
 from slime.engines.rendezvous import gloo_group, local_address
+from slime.engines.sglang.copies import Copies, Layout
 from slime.engines.sglang.invitation import (
     LEAVE,
     NOTE,
@@ -28,7 +30,7 @@ from slime.engines.sglang.invitation import (
     answer_key,
     bucket_key,
     join_key,
-    places,
+    parts,
 )
 
 logger = logging.getLogger(__name__)
@@ -59,9 +61,11 @@ def receive(model: torch.nn.Module, named_tensors: Sequence[tuple[str, Tensor]])
         before = _emptied(model) if invitation.compare else None
         seconds = {"waiting": 0.0, "loading": 0.0, "checksums": 0.0}
         last = time.perf_counter()
+        member.copies.begin(model)
         for bucket in member.buckets(invitation.sync):
             last = _add(seconds, "waiting", last)
-            tensors = bucket.load(model)
+            tensors = bucket.tensors()
+            member.copies.load(model, number, bucket.layout, bucket.flat, tensors)
             last = _add(seconds, "loading", last)
             # On CUDA this waits for the loads too: the trainer may use its buffer again then.
             sums = checksums(tensors)
@@ -105,6 +109,7 @@ class _Member:
         self._rank = invitation.rank
         store.set(join_key(invitation.rank), "")
         self._group = make_group(invitation, store)
+        self.copies = Copies()
         # The trainer's allocations that are open here, by their handles; none between syncs.
         self._opened: dict[str, Tensor] = {}
 
@@ -156,11 +161,20 @@ class _Arrived:
         """Whether the sync ends with it."""
         return bool(self.content["is_last"])
 
-    def load(self, model: Any) -> list[Tensor]:
-        """Its tensors, which are in the model then."""
-        tensors = list(_cut(self.flat, self.content["dtypes"], self.content["shapes"]))
-        model.load_weights(list(zip(self.content["names"], tensors, strict=True)))
-        return tensors
+    @property
+    def layout(self) -> Layout:
+        """Names, dtypes and shapes."""
+        return Layout(self.content["names"], self.content["dtypes"], self.content["shapes"])
+
+    def tensors(self) -> list[Tensor]:
+        """Views of the bytes as the tensors they are, once these have come."""
+        layout = self.layout
+        kinds: list[torch.dtype] = [getattr(torch, name) for name in layout.dtypes]
+        sizes = [math.prod(s) * k.itemsize for s, k in zip(layout.shapes, kinds, strict=True)]
+        return [
+            part.view(kind).view(*shape)
+            for part, kind, shape in zip(parts(self.flat, sizes), kinds, layout.shapes, strict=True)
+        ]
 
 
 def make_group(invitation: Invitation, store: Any) -> Any:
@@ -205,15 +219,6 @@ def _open_handle(handle: str) -> Tensor:
 # Of `UntypedStorage._share_cuda_`: the handles of the memory, of torch's counter of readers and of
 # its event.
 _BYTES_IN_HANDLE = (1, 4, 6)
-
-
-def _cut(flat: Tensor, dtypes: Sequence[str], shapes: Sequence[Sequence[int]]) -> Iterator[Tensor]:
-    """Views of the bytes as the tensors they are."""
-    kinds: list[torch.dtype] = [getattr(torch, name) for name in dtypes]
-    sizes = [torch.Size(s).numel() * k.itemsize for s, k in zip(shapes, kinds, strict=True)]
-    starts, _ = places(sizes)
-    for start, size, kind, shape in zip(starts, sizes, kinds, shapes, strict=True):
-        yield flat[start : start + size].view(kind).view(*shape)
 
 
 def _emptied(model: torch.nn.Module) -> dict[str, int]:
