@@ -132,10 +132,11 @@ def check_cluster(config: Config, cluster: Cluster, problems: Problems) -> None:
     with problems.caught():
         size = view.rollout_num_gpus_per_engine
         if size > cluster.gpus_per_node and size % cluster.gpus_per_node:
-            problems.add(
-                f"--rollout-num-gpus-per-engine {size} is neither within a node of "
-                f"{cluster.gpus_per_node} slots nor a number of whole nodes; change it"
-            )
+            if cluster.gpus_per_node != view.num_gpus_per_node:  # else a rule says so
+                problems.add(
+                    f"--rollout-num-gpus-per-engine {size} is neither within a node of "
+                    f"{cluster.gpus_per_node} slots nor a number of whole nodes; change it"
+                )
         elif view.device != "cpu" and (start := _first_torn_engine(view, cluster)) is not None:
             first = "shared with training" if view.colocate else "behind those that train"
             problems.add(

@@ -26,7 +26,9 @@ class ClusterConfig:
         at_least=0,
     )
     rollout_num_gpus_per_engine: int = flag(
-        1, "Device slots of one engine: its TP x PP size.", at_least=1
+        1,
+        "Device slots of one engine: its TP x PP size. Above --num-gpus-per-node it takes whole nodes.",
+        at_least=1,
     )
     num_gpus_per_node: int = flag(
         8, "Device slots of a node, for placing engines; set it below 8.", at_least=1

@@ -261,14 +261,15 @@ def _precision(config: Config) -> Iterator[str]:
 
 
 def _device(config: Config) -> Iterator[str]:
-    if config.device != "cuda" or config.debug_train_only or config.rollout_num_gpus is None:
+    if config.debug_train_only or config.rollout_num_gpus is None:
         return
-    if config.rollout_num_gpus_per_engine > config.num_gpus_per_node:
+    size, per_node = config.rollout_num_gpus_per_engine, config.num_gpus_per_node
+    if size > per_node and size % per_node:
         yield (
-            f"--rollout-num-gpus-per-engine {config.rollout_num_gpus_per_engine}: engines over several "
-            f"nodes (of --num-gpus-per-node {config.num_gpus_per_node} GPUs) are not built yet"
+            f"--rollout-num-gpus-per-engine {size} is neither within a node of --num-gpus-per-node "
+            f"{per_node} slots nor a number of whole nodes; change one of them"
         )
-    if config.sglang_argv.get("pp_size", 1) > 1:
+    if config.device == "cuda" and config.sglang_argv.get("pp_size", 1) > 1:
         yield "--sglang-pp-size above 1: weights reach no pipeline stages of engines yet"
 
 

@@ -1,9 +1,14 @@
-"""A torch store that listens at one address (torch's own listens on every interface), and gloo groups over it."""
+"""Where processes meet, at addresses that are chosen: torch's stores, gloo groups, network interfaces.
+
+Torch's own store listens on every interface, and its gloo at the address of the host's name.
+"""
 
 import datetime
 import socket
 from importlib import import_module
 from typing import Any
+
+import psutil
 
 from slime.errors import EngineUnavailable
 
@@ -60,3 +65,14 @@ def local_address(host: str, port: int) -> str:
     with socket.socket(family, kind) as probe:
         probe.connect(target)
         return str(probe.getsockname()[0])
+
+
+def interface_of(host: str) -> str | None:
+    """Name of the network interface with this address of this machine; None where no interface has it."""
+    address = str(socket.getaddrinfo(host, None)[0][4][0])
+    # All of 127.0.0.0/8 is the loopback's, which lists one address.
+    address = "127.0.0.1" if address.startswith("127.") else address
+    for name, entries in psutil.net_if_addrs().items():
+        if any(entry.address.partition("%")[0] == address for entry in entries):
+            return name
+    return None

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 HEALTH_POLL_S = 0.1
 STOP_GRACE_S = 5.0
 LOG_TAIL_CHARS = 2000
+_PORT_TRIES = 100
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -50,6 +51,21 @@ class ServerSpec:
     health_path: str
     log_path: Path
     env: dict[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True)
+class NodePart:
+    """One node's share of an engine that lies on several.
+
+    Attributes:
+        rank: of the node within the engine; only 0 answers requests.
+        count: nodes of the engine.
+        meeting: host:port on node 0 where the parts find each other.
+    """
+
+    rank: int
+    count: int
+    meeting: str
 
 
 class ServerProcess:
@@ -167,9 +183,25 @@ def _die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """A port of `host` that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_port(host: str = "127.0.0.1", *, count: int = 1) -> int:
+    """The first of `count` ports of `host` in a row that nobody listens on at this moment.
+
+    Raises:
+        EngineUnavailable: there is no such row.
+    """
+    for _ in range(_PORT_TRIES):
+        with contextlib.ExitStack() as probes, contextlib.suppress(OSError, OverflowError):
+            first = _bound_port(probes, host, 0)
+            for port in range(first + 1, first + count):
+                _bound_port(probes, host, port)
+            return first
+    raise EngineUnavailable(
+        f"{host} has no {count} free ports in a row ({_PORT_TRIES} tries); does it lie on this node?"
+    )
+
+
+def _bound_port(probes: contextlib.ExitStack, host: str, port: int) -> int:
+    probe = probes.enter_context(socket.socket())
+    probe.bind((host, port))
+    bound: int = probe.getsockname()[1]
+    return bound

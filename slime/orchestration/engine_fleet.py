@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,9 @@ DEATH_SHOWS_S = 10.0
 
 
 class EngineFleet:
-    """Engine actors, one per server, the router, and the watch over them. Lives in the rollout manager.
+    """Engine actors, one per server process, the router, and the watch over them.
+
+    Lives in the rollout manager.
 
     Args:
         config: the whole configuration.
@@ -75,9 +77,10 @@ class EngineFleet:
         """
         timeout_s = self._config.startup_timeout_s
         self._router = self._make_router(timeout_s)
-        starts = {name: host.starting for name, host in self._hosts.items()}
+        starts = {name: ref for host in self._hosts.values() for name, ref in host.starting.items()}
         # A little longer than the actors' own deadline, whose message tells more.
-        urls = wait_for(starts, action="start its server", timeout_s=timeout_s + 30.0)
+        wait_for(starts, action="start its server", timeout_s=timeout_s + 30.0)
+        urls = [url for host in self._hosts.values() if (url := host.started())]
         if urls:
             self._router.add_engines(urls, timeout_s)
             control = EngineControl(urls, timeout_s=timeout_s)
@@ -213,7 +216,7 @@ class EngineFleet:
             self._health.close()
         if self._router is not None:
             self._router.stop()
-        stops = {name: host.actor.stop.remote() for name, host in self._hosts.items()}
+        stops = {name: ref for host in self._hosts.values() for name, ref in host.stop().items()}
         wait_for(stops, action="stop its server", timeout_s=STOP_TIMEOUT_S)
 
     def _poll(self) -> None:
@@ -234,16 +237,29 @@ class EngineFleet:
     def _make_host(self, index: int, slots: Sequence[int]) -> RayEngineHost:
         config, placement = self._config, self._placement
         kind = engine_kind(config)
-        make: Any = ray.remote(EngineActor)
-        devices = placement.visible_devices(slots)
+        # An embedded engine is one process, however many slots.
+        parts = [tuple(slots)]
+        if kind != "embedded":
+            parts = placement.parts(slots, config.num_gpus_per_node)
+        devices = [placement.visible_devices(part) for part in parts]
 
-        def begin(actor: "ActorHandle[EngineActor]") -> "ray.ObjectRef[str]":
-            call: Any = actor.start
-            return call.remote(config, index, kind, self._log_dir, devices)
+        def maker(node: int) -> "Callable[[], ActorHandle[EngineActor]]":
+            # The actor sits on the first of its slots; the group holds the others.
+            options = {**placement.options(parts[node][0]), "max_concurrency": ENGINE_THREADS}
+            make: Any = ray.remote(EngineActor)
+            return lambda: make.options(**options).remote(node, len(parts))
 
-        # The actor sits on the first of its engine's slots; the group holds the others.
-        options = {**placement.options(slots[0]), "max_concurrency": ENGINE_THREADS}
-        return RayEngineHost(lambda: make.options(**options).remote(), begin)
+        def begin(actors: "Sequence[ActorHandle[EngineActor]]") -> "list[ray.ObjectRef[str]]":
+            ask: Any = actors[0].meeting
+            # Ray hands each actor the address itself, once it is known.
+            meeting = ask.remote() if len(actors) > 1 else None
+            starts: list[Any] = [actor.start for actor in actors]
+            return [
+                start.remote(config, index, kind, self._log_dir, own, meeting)
+                for start, own in zip(starts, devices, strict=True)
+            ]
+
+        return RayEngineHost(f"engine {index}", [maker(n) for n in range(len(parts))], begin)
 
     def _make_router(self, timeout_s: float) -> Router:
         config = self._config

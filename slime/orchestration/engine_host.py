@@ -1,6 +1,6 @@
 """What watches over an engine asks of it: start, is it up, is it dead; answered through its Ray actor."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
@@ -9,6 +9,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from slime.errors import EngineUnavailable, SlimeError
 
 if TYPE_CHECKING:
+    from ray import ObjectRef
     from ray.actor import ActorHandle
 
     from slime.orchestration.engine_actor import EngineActor
@@ -41,53 +42,80 @@ class EngineHost(Protocol):
 class RayEngineHost:
     """An `EngineHost` whose server belongs to a Ray actor; a dead actor is replaced.
 
+    An engine on several nodes has an actor and a server process on each. They live and die together:
+    without one of them the others are of no use.
+
     Args:
-        make_actor: a new actor in the engine's slot.
-        begin: calls its `start` with the engine's arguments.
+        name: of the engine, for messages.
+        make_actors: makes the actor of each node in turn, in its slot.
+        begin: calls `start` of all of them with the engine's arguments.
     """
 
     def __init__(
         self,
-        make_actor: "Callable[[], ActorHandle[EngineActor]]",
-        begin: "Callable[[ActorHandle[EngineActor]], ray.ObjectRef[str]]",
+        name: str,
+        make_actors: "Sequence[Callable[[], ActorHandle[EngineActor]]]",
+        begin: "Callable[[Sequence[ActorHandle[EngineActor]]], list[ObjectRef[str]]]",
     ) -> None:
-        self._make_actor = make_actor
+        self._name = name
+        self._make_actors = tuple(make_actors)
         self._begin = begin
-        self.actor = make_actor()
-        self._is_lost = False
-        self._probe: ray.ObjectRef[str | None] | None = None
-        self.starting = begin(self.actor)
+        self._actors = [make() for make in self._make_actors]
+        self._lost: set[int] = set()
+        self._probes: dict[int, ObjectRef[str | None]] = {}
+        self._starting = begin(self._actors)
+
+    @property
+    def starting(self) -> "dict[str, ObjectRef[str]]":
+        """The start under way of each server; that of the first gives the engine's address."""
+        return {self._part_name(node): ref for node, ref in enumerate(self._starting)}
+
+    def stop(self) -> "dict[str, ObjectRef[None]]":
+        """Begin to end all servers."""
+        stops: list[Any] = [actor.stop for actor in self._actors]
+        return {self._part_name(node): stop.remote() for node, stop in enumerate(stops)}
 
     def begin_start(self) -> None:
         """As `EngineHost`."""
-        if self._is_lost:
-            self.actor = self._make_actor()
-            self._is_lost = False
-        self._probe = None
-        self.starting = self._begin(self.actor)
+        for node in self._lost:
+            self._actors[node] = self._make_actors[node]()
+        self._lost.clear()
+        self._probes.clear()
+        self._starting = self._begin(self._actors)
 
     def started(self) -> str | None:
         """As `EngineHost`."""
-        ready, _ = ray.wait([self.starting], timeout=0)
-        return self._get(self.starting) if ready else None
+        ready, _ = ray.wait(self._starting, num_returns=len(self._starting), timeout=0)
+        # One that failed must not hide behind others, which may wait for it until their deadline.
+        urls = [self._get(node, ref) for node, ref in enumerate(self._starting) if ref in ready]
+        return urls[0] if len(urls) == len(self._starting) else None
 
     def death(self, wait_s: float) -> str | None:
         """As `EngineHost`."""
-        if self._probe is None:
-            ask: Any = self.actor.death
-            self._probe = ask.remote()
-        assert self._probe is not None
-        probe = self._probe
-        ready, _ = ray.wait([probe], timeout=wait_s)
-        if not ready:
-            return None
-        self._probe = None
-        try:
-            return self._get(probe)
-        except SlimeError as error:
-            return str(error)
+        for node, actor in enumerate(self._actors):
+            if node not in self._probes:
+                ask: Any = actor.death
+                self._probes[node] = ask.remote()
+        probes = list(self._probes.items())
+        refs = [ref for _, ref in probes]
+        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=wait_s)
+        for node, probe in probes:
+            if probe not in ready:
+                continue
+            del self._probes[node]
+            try:
+                reason = self._get(node, probe)
+            except SlimeError as error:
+                reason = str(error)
+            if reason is not None:
+                return reason if len(probes) == 1 else f"{self._part_name(node)}: {reason}"
+        return None
 
-    def _get(self, ref: "ray.ObjectRef[Any]") -> Any:
+    def _part_name(self, node: int) -> str:
+        count = len(self._actors)
+        return self._name if count == 1 else f"{self._name}, node {node} of {count}"
+
+    def _get(self, node: int, ref: "ObjectRef[Any]") -> Any:
         try:
             return ray.get(ref, timeout=GET_TIMEOUT_S)
         except RayTaskError as error:
@@ -96,6 +124,6 @@ class RayEngineHost:
                 cause if isinstance(cause, SlimeError) else EngineUnavailable(str(error))
             ) from None
         except RayActorError as error:
-            self._is_lost = True
+            self._lost.add(node)
             reason = str(error).splitlines()[0]
             raise EngineUnavailable(f"the Ray actor that holds it died ({reason})") from None

@@ -3,6 +3,7 @@
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import batched, groupby
 from typing import Any, Literal
 
 import ray
@@ -50,21 +51,33 @@ class Placement:
     device: Literal["cpu", "cuda"]
     gpus: tuple[Gpu, ...] = ()
 
-    def visible_devices(self, slots: Sequence[int]) -> str | None:
-        """CUDA_VISIBLE_DEVICES for one process on several slots; None on CPU.
+    def parts(self, slots: Sequence[int], slots_per_node: int) -> list[tuple[int, ...]]:
+        """The slots of one engine, those of each node for themselves.
+
+        Args:
+            slots: neighbours are on one node.
+            slots_per_node: on a CPU this makes the nodes.
 
         Raises:
-            ConfigError: they are on several nodes.
+            ConfigError: the nodes have unequal shares, which SGLang does not know.
         """
         if self.device == "cpu":
-            return None
-        gpus = [self.gpus[slot] for slot in slots]
-        if len({gpu.node for gpu in gpus}) > 1:
+            return list(batched(slots, slots_per_node))
+        parts = [tuple(part) for _, part in groupby(slots, lambda slot: self.gpus[slot].node)]
+        if len({len(part) for part in parts}) > 1:
             raise ConfigError(
-                f"an engine of --rollout-num-gpus-per-engine {len(slots)} would lie on several nodes: "
-                f"{', '.join(gpu.name for gpu in gpus)}; engines over nodes are not built yet"
+                f"an engine of --rollout-num-gpus-per-engine {len(slots)} would lie on "
+                f"{len(parts)} nodes with {', '.join(str(len(part)) for part in parts)} GPUs of them: "
+                f"{', '.join(self.gpus[slot].name for slot in slots)}. SGLang wants as many on each: "
+                "let engines divide a node or take whole ones, and training fill whole nodes."
             )
-        return ",".join(str(gpu.number) for gpu in gpus)
+        return parts
+
+    def visible_devices(self, slots: Sequence[int]) -> str | None:
+        """CUDA_VISIBLE_DEVICES for one process on several slots of a node; None on CPU."""
+        if self.device == "cpu":
+            return None
+        return ",".join(str(self.gpus[slot].number) for slot in slots)
 
     def table(self, engine_size: int) -> str:
         """Who sits on which card, a line each; empty on CPU."""

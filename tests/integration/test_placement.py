@@ -70,9 +70,33 @@ def test_colocated_engines_have_the_cards_of_the_ranks_with_their_numbers(four_g
         assert "train rank 3, engine 1" in placement.table(2).splitlines()[3]
 
 
-def test_an_engine_over_two_nodes_is_refused_with_their_names() -> None:
-    gpus = (Gpu((10, 0, 0, 2), 7, "10.0.0.2 GPU 7"), Gpu((10, 0, 0, 10), 0, "10.0.0.10 GPU 0"))
-    assert sorted((gpus[1], gpus[0])) == list(gpus)  # 2 before 10
-    placement = Placement(None, (), (0, 1), "cuda", gpus)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ConfigError, match=r"10\.0\.0\.2 GPU 7, 10\.0\.0\.10 GPU 0"):
-        placement.visible_devices((0, 1))
+def card(node: int, number: int) -> Gpu:
+    return Gpu((10, 0, 0, node), number, f"10.0.0.{node} GPU {number}")
+
+
+def on_cards(*gpus: Gpu) -> Placement:
+    """A placement of engines alone."""
+    slots = tuple(range(len(gpus)))
+    return Placement(None, (), slots, "cuda", gpus)  # pyright: ignore[reportArgumentType]
+
+
+def test_an_engine_over_two_nodes_has_a_part_on_each() -> None:
+    assert sorted((card(10, 0), card(2, 7))) == [card(2, 7), card(10, 0)]  # by number
+    placement = on_cards(card(2, 6), card(2, 7), card(10, 0), card(10, 3))
+    parts = placement.parts(placement.rollout_slots, 8)
+    assert parts == [(0, 1), (2, 3)]
+    assert [placement.visible_devices(part) for part in parts] == ["6,7", "0,3"]
+    assert placement.parts((2, 3), 8) == [(2, 3)]
+
+
+def test_an_engine_with_unequal_shares_of_nodes_is_refused_with_their_names() -> None:
+    placement = on_cards(card(2, 7), card(10, 0), card(10, 1))
+    message = r"2 nodes with 1, 2 GPUs of them: 10\.0\.0\.2 GPU 7, 10\.0\.0\.10 GPU 0"
+    with pytest.raises(ConfigError, match=message):
+        placement.parts((0, 1, 2), 8)
+
+
+def test_on_cpus_the_flag_makes_the_nodes() -> None:
+    placement = Placement(None, (), tuple(range(4)), "cpu")  # pyright: ignore[reportArgumentType]
+    assert placement.parts((0, 1, 2, 3), 2) == [(0, 1), (2, 3)]
+    assert placement.parts((2, 3), 8) == [(2, 3)]

@@ -1,10 +1,12 @@
 """train.py with stock SGLang servers on a CPU: two of them on the slots of two training ranks."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
 from support.engine_server import SGLANG_CPU, SGLANG_STAND_INS
-from support.train_runs import Run
+from support.train_runs import QUICKSTART, Run, Work
 
 pytestmark = pytest.mark.sglang
 
@@ -52,3 +54,36 @@ def test_each_engine_got_each_sync_in_one_request(run: Run) -> None:
         log = (run.folder / "logs" / f"engine-{number}.log").read_text()
         # Before the first round, after each of three, and a goodbye.
         assert log.count('POST /update_weights_from_tensor HTTP/1.1" 200') == 5
+
+
+# --- one engine over two nodes, which here are one; each has a slot ---
+
+# Two heads, one for each rank of the engine; the head of keys is in both.
+TWO_NODES = (
+    GRPO + "--hf-checkpoint {work}/two-heads --hidden-size 128 --ffn-hidden-size 384 "
+    "--num-attention-heads 2 --kv-channels 64 --rollout-num-gpus-per-engine 2 --num-gpus-per-node 1 "
+    "--num-rollout 2 --save {work}/two-node-checkpoints "
+)
+
+
+@pytest.fixture(scope="module")
+def two_nodes(train: Callable[..., Run], work: Work) -> Run:
+    make_model = [sys.executable, str(QUICKSTART / "make_model.py"), str(work.path / "two-heads")]
+    subprocess.run([*make_model, "--size", "gpu"], check=True)
+    return train("two-nodes", TWO_NODES, paths=(SGLANG_STAND_INS, SGLANG_CPU))
+
+
+def test_an_engine_over_two_nodes_has_the_trainers_weights_in_both_parts(two_nodes: Run) -> None:
+    assert two_nodes.code == 0, two_nodes.output[-3000:]
+    assert max(two_nodes.series("train/train_rollout_logprob_abs_diff")) < 1e-5
+    assert len(two_nodes.series("perf/update_weights_verify_time")) == 2
+
+
+def test_each_part_of_an_engine_has_a_log_and_a_rank_of_its_own(two_nodes: Run) -> None:
+    logs = two_nodes.folder / "logs"
+    first, second = ((logs / f"engine-0{end}.log").read_text() for end in ("", "-node-1"))
+    assert "TP0]" in first
+    assert "TP1]" not in first
+    assert "TP1]" in second
+    assert "POST /update_weights_from_tensor" not in second  # it hears of it from the first
+    assert not (logs / "engine-1.log").exists()

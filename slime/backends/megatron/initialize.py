@@ -1,7 +1,6 @@
 """Start of one training rank: device, process group, Megatron's parallel groups, seeds."""
 
 import ctypes
-import ipaddress
 import os
 import random
 import sys
@@ -14,7 +13,7 @@ import torch.distributed as dist
 from megatron.core import tensor_parallel
 
 from slime.config.config import Config
-from slime.engines.rendezvous import listening_store
+from slime.engines.rendezvous import interface_of, listening_store, local_address
 from slime.errors import ConfigError
 from slime.training.interface import ParallelLayout
 
@@ -77,9 +76,11 @@ def join_process_group(
     # Megatron's checkpoints and Gloo groups read these.
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size)}
     os.environ |= {"MASTER_ADDR": master_addr, "MASTER_PORT": str(master_port)}
-    if _is_loopback(master_addr) and sys.platform == "linux":
-        # Gloo listens at the address of the host's name, which is often one that others reach.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    interface = interface_of(local_address(master_addr, master_port))
+    if interface is not None and sys.platform == "linux":
+        # Gloo listens at the address of the host's name: often one that others reach when the run is
+        # on this machine alone, or one that other nodes do not reach.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     if device.type == "cuda":
         # As SGLang sets it in its servers: members of one communicator must agree, and the weights
         # travel over one.
@@ -102,13 +103,6 @@ def _store(rank: int, world_size: int, host: str, port: int, timeout: timedelta)
     return c10d.TCPStore(
         host, port, world_size, is_master=False, timeout=timeout, wait_for_workers=False
     )
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:  # a name
-        return address == "localhost"
 
 
 def seed_everything(seed: int, layout: ParallelLayout) -> None:

@@ -6,19 +6,29 @@ from pathlib import Path
 from slime.config.api_key import API_KEY_VARIABLE
 from slime.config.config import Config
 from slime.config.states import EMBEDDED_ENGINE_OPTIONS
-from slime.engines.servers import ServerSpec, command_line
+from slime.engines.servers import NodePart, ServerSpec, command_line
 from slime.errors import ConfigError
 
 
-def launch(config: Config, *, index: int, host: str, port: int, log_dir: Path) -> ServerSpec:
+def launch(
+    config: Config,
+    *,
+    index: int,
+    host: str,
+    port: int,
+    log_dir: Path,
+    part: NodePart | None = None,
+) -> ServerSpec:
     """The command line of one embedded engine.
 
     Args:
         index: number of the engine; moves its seed for requests that bring none.
+        part: None: this engine is one process.
 
     Raises:
         ConfigError: an `--sglang-*` option that only SGLang has.
     """
+    assert part is None
     unknown = sorted(set(config.sglang_argv) - set(EMBEDDED_ENGINE_OPTIONS))
     if unknown:
         names = ", ".join("--sglang-" + name.replace("_", "-") for name in unknown)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from slime.config.config import Config
-from slime.engines.servers import ServerSpec, command_line
+from slime.engines.rendezvous import interface_of
+from slime.engines.servers import NodePart, ServerSpec, command_line
 from slime.engines.sglang.invitation import RECEIVER
 from slime.errors import ConfigError
 
@@ -21,13 +22,27 @@ _ON_CPU: dict[str, Any] = {
     "disable_overlap_schedule": True,
     "dtype": "float32",
 }
+# With data-parallel attention SGLang listens at ports behind the one where the parts meet, up to 13.
+MEETING_PORTS = 14
 
 
-def launch(config: Config, *, index: int, host: str, port: int, log_dir: Path) -> ServerSpec:
-    """The command line of one SGLang server.
+def launch(
+    config: Config,
+    *,
+    index: int,
+    host: str,
+    port: int,
+    log_dir: Path,
+    part: NodePart | None = None,
+) -> ServerSpec:
+    """The command line of one SGLang server, or of its part on one of several nodes.
+
+    A part on another node than the first answers at its health path only.
 
     Args:
         index: number of the engine; moves its seed for requests that bring none.
+        host: address of this node.
+        part: which one; None for an engine on one node.
 
     Raises:
         ConfigError: SGLang is not installed.
@@ -56,12 +71,23 @@ def launch(config: Config, *, index: int, host: str, port: int, log_dir: Path) -
         "custom_weight_loader": [*loaders, RECEIVER],
     }
     name = f"engine-{index}"
-    if key:
-        options["config"] = write_secret(log_dir / f"{name}.yaml", {"api-key": key})
     # A check of its health would be a request, which nobody answers in a paused engine.
     env = {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0"}
     if on_cpu:
-        env |= {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1"}
+        env |= _cpu_environment(options["tp_size"])
+    if part is not None:
+        options |= {
+            "nnodes": part.count,
+            "node_rank": part.rank,
+            "dist_init_addr": part.meeting,
+        }
+        name += f"-node-{part.rank}" if part.rank else ""
+        # Gloo would listen at the address of the host's name, which often is one that only this node
+        # reaches.
+        if (interface := interface_of(host)) and "GLOO_SOCKET_IFNAME" not in os.environ:
+            env["GLOO_SOCKET_IFNAME"] = interface
+    if key:
+        options["config"] = write_secret(log_dir / f"{name}.yaml", {"api-key": key})
     return ServerSpec(
         name=name,
         command=(sys.executable, "-m", "sglang.launch_server", *command_line(options)),
@@ -82,3 +108,15 @@ def write_secret(path: Path, options: dict[str, str]) -> str:
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE), "w") as file:
         json.dump(options, file)
     return str(path)
+
+
+def _cpu_environment(num_ranks: int) -> dict[str, str]:
+    """Environment of a server, or of a part of one, whose `num_ranks` ranks in all run on CPUs."""
+    env = {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1"}
+    if num_ranks > 1:
+        # Without it SGLang wants a NUMA node for each rank.
+        cores = [str(rank % (os.cpu_count() or 1)) for rank in range(num_ranks)]
+        env["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(cores)
+        # Torch brings NCCL where SGLang expects it on machines with cards only.
+        env["SGLANG_NCCL_SO_PATH"] = os.devnull
+    return env

@@ -76,10 +76,10 @@ from slime.errors import ConfigError
         (
             {
                 "device": "cuda",
-                "rollout_num_gpus": "16",
-                "rollout_num_gpus_per_engine": "16",
+                "rollout_num_gpus": "12",
+                "rollout_num_gpus_per_engine": "12",
             },
-            "engines over several nodes",
+            "12 is neither within a node of --num-gpus-per-node 8 slots nor",
         ),
         (
             {"device": "cuda", "rollout_num_gpus_per_engine": "2", "sglang_pp_size": "2"},

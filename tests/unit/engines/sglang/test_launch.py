@@ -10,7 +10,7 @@ from support.config_argv import base_argv
 
 from slime.cli.parse import load_config
 from slime.config.config import Config
-from slime.engines.servers import ServerSpec
+from slime.engines.servers import NodePart, ServerSpec
 from slime.engines.sglang import launch as launching
 from slime.engines.sglang.invitation import RECEIVER
 from slime.errors import ConfigError
@@ -27,9 +27,14 @@ def config(folder: Path, **changes: str | None) -> Config:
     return load_config(base_argv(folder, **{"rollout_engine": "sglang", **changes}))
 
 
-def start(folder: Path, **changes: str | None) -> ServerSpec:
+def start(folder: Path, part: NodePart | None = None, /, **changes: str | None) -> ServerSpec:
     return launching.launch(
-        config(folder, **changes), index=3, host="127.0.0.1", port=4000, log_dir=folder / "logs"
+        config(folder, **changes),
+        index=3,
+        host="127.0.0.1",
+        port=4000,
+        log_dir=folder / "logs",
+        part=part,
     )
 
 
@@ -91,3 +96,40 @@ def test_a_node_without_sglang_says_how_to_get_it(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="make setup-gpu"):
         start(tmp_path)
+
+
+WIDE = {"device": "cuda", "rollout_num_gpus": "16", "rollout_num_gpus_per_engine": "16"}
+
+
+def test_the_parts_of_an_engine_meet_at_its_first_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    specs = [start(tmp_path, NodePart(rank, 2, "10.0.0.1:5000"), **WIDE) for rank in range(2)]
+    for rank, spec in enumerate(specs):
+        assert (value(spec, "--nnodes"), value(spec, "--node-rank")) == ("2", str(rank))
+        assert value(spec, "--dist-init-addr") == "10.0.0.1:5000"
+        assert (value(spec, "--tp-size"), value(spec, "--random-seed")) == ("16", "1237")
+        assert spec.env["GLOO_SOCKET_IFNAME"] == "lo"  # the interface of this node's address
+    assert [spec.name for spec in specs] == ["engine-3", "engine-3-node-1"]
+    assert len({spec.log_path for spec in specs}) == 2
+
+
+def test_an_interface_that_the_user_chose_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "bond0")
+    spec = start(tmp_path, NodePart(1, 2, "10.0.0.1:5000"), **WIDE)
+    assert "GLOO_SOCKET_IFNAME" not in spec.env
+
+
+def test_an_engine_on_one_node_hears_of_no_other(tmp_path: Path) -> None:
+    spec = start(tmp_path, device="cuda")
+    assert not {"--nnodes", "--node-rank", "--dist-init-addr"} & set(spec.command)
+
+
+def test_ranks_on_cpus_have_a_core_each_and_no_nccl(tmp_path: Path) -> None:
+    spec = start(tmp_path, rollout_num_gpus_per_engine="2", device="cpu")
+    assert len(spec.env["SGLANG_CPU_OMP_THREADS_BIND"].split("|")) == 2
+    assert spec.env["SGLANG_NCCL_SO_PATH"] == "/dev/null"
+    assert "SGLANG_NCCL_SO_PATH" not in start(tmp_path, device="cpu").env

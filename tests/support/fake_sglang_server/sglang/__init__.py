@@ -1,0 +1,1 @@
+"""A fake: see the README beside this package."""
