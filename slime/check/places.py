@@ -12,6 +12,7 @@ from pathlib import Path
 from slime.check.model import ModelFacts
 from slime.check.plan import Plan
 from slime.config.config import Config, slime_options
+from slime.config.engine_rules import external_urls
 from slime.config.problems import Problems
 
 FreeBytes = Callable[[Path], int]
@@ -35,7 +36,7 @@ def free_disk_bytes(folder: Path) -> int:
 
 
 def check_ports(config: Config, problems: Problems) -> None:
-    """Note ports that somebody else has, and a router that should be there and is not."""
+    """Note ports that somebody else has, and a router or engines that should be there and are not."""
     view = problems.readable(config)
     with problems.caught():
         if view.debug_train_only:
@@ -46,6 +47,13 @@ def check_ports(config: Config, problems: Problems) -> None:
                 f"--sglang-router-ip {host} --sglang-router-port {port}: nobody answers there; "
                 "start that router first, or leave both flags out and the run starts its own"
             )
+        for url in external_urls(view):
+            host, _, port_text = url.removeprefix("http://").rpartition(":")
+            if not _answers(host, int(port_text)):
+                problems.add(
+                    f"--rollout-external-engine-addrs {host}:{port_text}: nobody answers there; start "
+                    "that engine first"
+                )
         for flag, number in _own_ports(view):
             if reason := _why_taken(number):
                 problems.add(

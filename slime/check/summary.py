@@ -140,6 +140,9 @@ def _devices(facts: Facts) -> str:
             f"{_many(slots.train, 'training rank')} "
             f"({config.actor_num_nodes} x {config.actor_num_gpus_per_node}{_layout(facts)})"
         )
+    if config.rollout_external_engine_addrs:
+        many = _many(len(config.rollout_external_engine_addrs), "engine")
+        parts.append(f"{many} that somebody else runs")
     if slots.rollout:
         size = config.rollout_num_gpus_per_engine
         num_engines = slots.rollout // size

@@ -46,9 +46,18 @@ def read_hf_config(folder: str) -> dict[str, Any]:
     Raises:
         ConfigError: the file cannot be read.
     """
+    content = read_whole_hf_config(folder)
+    return cast(dict[str, Any], content.get("text_config", content))
+
+
+def read_whole_hf_config(folder: str) -> dict[str, Any]:
+    """`config.json`.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
     path = Path(folder) / "config.json"
     try:
-        content = cast(dict[str, Any], json.loads(path.read_text("utf-8")))
+        return cast(dict[str, Any], json.loads(path.read_text("utf-8")))
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
-    return cast(dict[str, Any], content.get("text_config", content))

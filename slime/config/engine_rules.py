@@ -1,18 +1,21 @@
-"""Rules about the sizes of an SGLang engine: what its server would say only when it loads."""
+"""Rules about engines: what a server would say only when it loads, and those that somebody else runs."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from slime.config.config import Config
 from slime.config.foreign import megatron_values
+from slime.errors import ConfigError
 
+_EXTERNAL = "--rollout-external-engine-addrs"
 _SIZE = "--rollout-num-gpus-per-engine"
 
 
 def engine_sizes(config: Config) -> Iterator[str]:
     """What is wrong with how an engine on GPUs shares the model among its devices."""
     is_sglang = config.rollout_engine == "auto" and config.device == "cuda"
-    if not is_sglang or config.debug_train_only:
+    is_external = config.rollout_external_engine_addrs is not None
+    if not is_sglang or is_external or config.debug_train_only:
         return
     size, pipeline = config.rollout_num_gpus_per_engine, config.sglang_argv.get("pp_size", 1)
     if size % pipeline:
@@ -20,6 +23,41 @@ def engine_sizes(config: Config) -> Iterator[str]:
     tensor = size // pipeline
     yield from _attention(config, tensor)
     yield from _experts(config, tensor)
+
+
+def external_engines(config: Config) -> Iterator[str]:
+    """What does not go with engines that somebody else runs."""
+    if config.rollout_external_engine_addrs is None:
+        return
+    urls = external_urls(config)
+    if twice := sorted({url for url in urls if urls.count(url) > 1}):
+        yield f"{_EXTERNAL}: {', '.join(twice)} is there more than once"
+    if config.colocate or config.offload_rollout:
+        yield (
+            f"{_EXTERNAL} with --colocate or --offload-rollout: those engines have devices of their "
+            "own, which the trainer cannot share; leave one of them out"
+        )
+    if config.debug_train_only:
+        yield f"{_EXTERNAL}: no engine is used where nothing is generated; leave it out"
+    options = sorted(set(config.sglang_argv) - {"api_key"})
+    if options:
+        names = ", ".join("--sglang-" + name.replace("_", "-") for name in options)
+        yield f"{names}: {_EXTERNAL} names servers that run already; start them with these options"
+
+
+def external_urls(config: Config) -> tuple[str, ...]:
+    """Addresses of the engines that somebody else runs, `http://host:port`; empty without any.
+
+    Raises:
+        ConfigError: one of them is no address.
+    """
+    urls: list[str] = []
+    for address in config.rollout_external_engine_addrs or ():
+        host, _, port = address.removeprefix("http://").rstrip("/").rpartition(":")
+        if not host or "/" in host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise ConfigError(f"{_EXTERNAL} {address}: give host:port, as in 10.0.0.7:30000")
+        urls.append(f"http://{host}:{port}")
+    return tuple(urls)
 
 
 def _attention(config: Config, tensor: int) -> Iterator[str]:

@@ -86,7 +86,14 @@ def _placement(config: Config) -> dict[str, Any]:
         "offload_train": shares if config.offload_train is None else config.offload_train,
         "offload_rollout": shares if config.offload_rollout is None else config.offload_rollout,
     }
-    if config.rollout_num_gpus is None and config.debug_train_only:
+    if config.rollout_external_engine_addrs is not None:
+        if config.rollout_num_gpus:
+            logger.warning(
+                "--rollout-num-gpus %d has no effect with --rollout-external-engine-addrs",
+                config.rollout_num_gpus,
+            )
+        changes["rollout_num_gpus"] = 0
+    elif config.rollout_num_gpus is None and config.debug_train_only:
         changes["rollout_num_gpus"] = 0
     elif config.rollout_num_gpus is None and config.colocate:
         world_size = config.actor_num_nodes * config.actor_num_gpus_per_node

@@ -100,7 +100,9 @@ class RolloutConfig:
         "object-store", "How rollout data travels to the train actors."
     )
     rollout_external_engine_addrs: tuple[str, ...] | None = flag(
-        None, "host:port of engines somebody else started."
+        None,
+        "host:port of engines that somebody else runs: adopted, given weights, watched, and neither "
+        "started nor ended. SGLang wants --custom-weight-loader slime.engines.sglang.receiver.receive.",
     )
     use_fault_tolerance: bool = flag(
         False,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from slime.config.checkpoints import has_megatron_checkpoint, is_hf_folder
 from slime.config.config import Config, slime_options
-from slime.config.engine_rules import engine_sizes
+from slime.config.engine_rules import engine_sizes, external_engines
 from slime.config.foreign import megatron_values
 from slime.config.hf_check import check_against_hf
 from slime.config.layout import data_parallel_size, micro_batch_multiple
@@ -221,7 +221,8 @@ def _engine_options(config: Config) -> Iterator[str]:
         config.rollout_engine == "auto" and config.device == "cpu"
     )
     unknown = sorted(set(config.sglang_argv) - set(EMBEDDED_ENGINE_OPTIONS))
-    if is_embedded and unknown:
+    is_external = config.rollout_external_engine_addrs is not None  # another rule speaks of them
+    if is_embedded and unknown and not is_external:
         names = ", ".join(_flag(f"sglang_{name}") for name in unknown)
         known = ", ".join(_flag(f"sglang_{name}") for name in EMBEDDED_ENGINE_OPTIONS)
         yield f"the embedded CPU engine has no {names}; leave it out; known: {known}"
@@ -357,6 +358,7 @@ RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _engine_slots,
     _engine_options,
     engine_sizes,
+    external_engines,
     _rewards,
     _periods,
     _device,

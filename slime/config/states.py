@@ -113,7 +113,6 @@ SLIME_STATES: dict[str, FlagState] = {
     ),
     "--keep-old-actor": refused("not built yet: a copy of the policy that generated"),
     "--rollout-data-transport": refused("not built yet: NIXL"),
-    "--rollout-external-engine-addrs": refused("not built yet: engines somebody else started"),
     "--rollout-buffer-url": refused(_BUFFER),
     "--fetch-trajectory-retry-times": refused(_BUFFER),
     "--min-batch-collection-ratio": refused(_BUFFER),

@@ -4,9 +4,12 @@ Torch's own store listens on every interface, and its gloo at the address of the
 """
 
 import datetime
+import ipaddress
 import socket
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -65,6 +68,14 @@ def local_address(host: str, port: int) -> str:
     with socket.socket(family, kind) as probe:
         probe.connect(target)
         return str(probe.getsockname()[0])
+
+
+def address_towards(urls: Sequence[str]) -> str:
+    """This machine's address that all of these servers reach: the loopback only when all are here."""
+    parts = [urlsplit(url) for url in urls]
+    found = [local_address(part.hostname or "", part.port or 80) for part in parts]
+    others = [address for address in found if not ipaddress.ip_address(address).is_loopback]
+    return (others or found)[0]
 
 
 def interface_of(host: str) -> str | None:

@@ -1,6 +1,7 @@
 """All engines of a run and the router in front of them."""
 
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,8 +13,11 @@ import ray
 from ray.actor import ActorHandle
 
 from slime.config.api_key import run_api_key
+from slime.config.checkpoints import read_whole_hf_config
 from slime.config.config import Config
+from slime.config.engine_rules import external_urls
 from slime.engines.control import EngineControl
+from slime.engines.external import Wanted
 from slime.engines.health import HealthWatch
 from slime.engines.protocol import MemoryTag, PauseMode
 from slime.engines.router import Router
@@ -21,7 +25,8 @@ from slime.engines.sglang.invitation import note, request
 from slime.errors import EngineUnavailable
 from slime.orchestration.engine_actor import ENGINE_THREADS, EngineActor
 from slime.orchestration.engine_host import RayEngineHost
-from slime.orchestration.engine_watch import Engine, EngineWatch
+from slime.orchestration.engine_watch import Engine, EngineWatch, Server
+from slime.orchestration.external_host import ExternalHost
 from slime.orchestration.placement import Placement, engine_kind
 from slime.orchestration.ray_cluster import node_address
 from slime.orchestration.waiting import wait_for
@@ -55,10 +60,14 @@ class EngineFleet:
         size = config.rollout_num_gpus_per_engine
         slots = placement.rollout_slots
         # They come up (seconds of imports) while the router and the trainers do.
-        self._hosts = {
+        self._hosts: dict[str, RayEngineHost | ExternalHost] = {
             f"engine {i}": self._make_host(i, slots[i * size : (i + 1) * size])
             for i in range(len(slots) // size)
         }
+        if urls := external_urls(config):
+            wanted = _wanted(config)
+            for i, url in enumerate(urls):
+                self._hosts[f"external engine {i}"] = ExternalHost(url, wanted)
         self._health = _health_watch(config)
         self._router: Router | None = None
         self._watch: EngineWatch | None = None
@@ -73,6 +82,7 @@ class EngineFleet:
 
         Raises:
             EngineUnavailable: a server did not come up; carries the end of its log.
+            ConfigError: an engine that somebody else runs does not fit.
             DeadlineExceeded: an engine's actor did not answer.
         """
         timeout_s = self._config.startup_timeout_s
@@ -80,7 +90,7 @@ class EngineFleet:
         starts = {name: ref for host in self._hosts.values() for name, ref in host.starting.items()}
         # A little longer than the actors' own deadline, whose message tells more.
         wait_for(starts, action="start its server", timeout_s=timeout_s + 30.0)
-        urls = [url for host in self._hosts.values() if (url := host.started())]
+        urls = [host.first_url(timeout_s) for host in self._hosts.values()]
         if urls:
             self._router.add_engines(urls, timeout_s)
             control = EngineControl(urls, timeout_s=timeout_s)
@@ -126,8 +136,8 @@ class EngineFleet:
         )
 
     @property
-    def waiting(self) -> tuple[str, ...]:
-        """Addresses of engines that were started again and lack the current weights."""
+    def waiting(self) -> tuple[Server, ...]:
+        """Engines that came back and lack the current weights."""
         return self._watch.waiting if self._watch is not None else ()
 
     @property
@@ -145,13 +155,13 @@ class EngineFleet:
         finally:
             watch.round_ends()
 
-    def bring_up(self) -> tuple[str, ...]:
-        """Addresses of the engines that are up; waits and raises as `EngineWatch.bring_up`."""
+    def bring_up(self) -> tuple[Server, ...]:
+        """The engines that are up; waits and raises as `EngineWatch.bring_up`."""
         return self._started_watch().bring_up(self._config.startup_timeout_s)
 
-    def admit(self, urls: Sequence[str]) -> None:
+    def admit(self, servers: Sequence[Server]) -> None:
         """Let engines that now have the current weights serve."""
-        self._started_watch().admit(urls)
+        self._started_watch().admit(servers)
 
     def take_metrics(self) -> dict[str, float]:
         """Restarts since the last call; nothing when there were none."""
@@ -195,20 +205,23 @@ class EngineFleet:
             }
         finally:
             control.close()
-        up = self.bring_up() if lost else urls
+        up = self._urls_up() if lost else urls
         deadline = time.monotonic() + DEATH_SHOWS_S
         # What is known of a death may be older than the death.
         while set(lost) & set(up) and time.monotonic() < deadline:
             time.sleep(POLL_S)
-            up = self.bring_up()
+            up = self._urls_up()
         for url, error in lost.items():
             if url in up or not isinstance(error, EngineUnavailable):
                 raise error
             logger.warning("%s died before it was to change its memory", url)
         return tuple(url for url in urls if url not in lost)
 
+    def _urls_up(self) -> tuple[str, ...]:
+        return tuple(server.url for server in self.bring_up())
+
     def stop(self) -> None:
-        """End all servers."""
+        """End all servers that are ours."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(STOP_TIMEOUT_S)
@@ -275,6 +288,19 @@ class EngineFleet:
             request_timeout_s=config.sglang_router_request_timeout_secs,
             timeout_s=timeout_s,
         )
+
+
+def _wanted(config: Config) -> Wanted:
+    """What engines that somebody else runs must be."""
+    hf_config = read_whole_hf_config(config.hf_checkpoint or "")
+    return Wanted(
+        kind=engine_kind(config),
+        model_type=hf_config.get("model_type"),
+        architectures=tuple(hf_config.get("architectures") or ()),
+        checkpoint=config.hf_checkpoint or "",
+        gets_weights=not config.debug_rollout_only,
+        run=secrets.token_hex(8),
+    )
 
 
 def _health_watch(config: Config) -> HealthWatch | None:

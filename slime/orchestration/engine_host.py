@@ -22,6 +22,11 @@ GET_TIMEOUT_S = 60.0
 class EngineHost(Protocol):
     """One engine's place in the cluster, whatever server process it has at the moment."""
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether its server is ours to start; else a start waits until somebody has done so."""
+        ...
+
     def begin_start(self) -> None:
         """Start the server, again if there was one; `started` tells when it is up."""
         ...
@@ -66,9 +71,20 @@ class RayEngineHost:
         self._starting = begin(self._actors)
 
     @property
+    def is_ours(self) -> bool:
+        """As `EngineHost`."""
+        return True
+
+    @property
     def starting(self) -> "dict[str, ObjectRef[str]]":
         """The start under way of each server; that of the first gives the engine's address."""
         return {self._part_name(node): ref for node, ref in enumerate(self._starting)}
+
+    def first_url(self, timeout_s: float) -> str:
+        """The engine's address; its start has ended."""
+        url = self.started()
+        assert url is not None, timeout_s
+        return url
 
     def stop(self) -> "dict[str, ObjectRef[None]]":
         """Begin to end all servers."""

@@ -73,6 +73,19 @@ class Starts:
         self.num_fruitless = 0
 
 
+@dataclass(frozen=True)
+class Server:
+    """One life of an engine.
+
+    Attributes:
+        url: its address; an engine that somebody else runs has the same in all its lives.
+        life: 0, and one more after each death.
+    """
+
+    url: str
+    life: int
+
+
 @dataclass
 class Engine:
     """One engine through all its lives.
@@ -88,7 +101,13 @@ class Engine:
     url: str = ""
     state: EngineState = EngineState.STARTING
     lost_at: float | None = None
+    life: int = 0
     starts: Starts = field(default_factory=Starts)
+
+    @property
+    def server(self) -> Server:
+        """Its present server."""
+        return Server(self.url, self.life)
 
 
 class EngineWatch:
@@ -158,20 +177,21 @@ class EngineWatch:
             self._poll_health()
 
     @property
-    def waiting(self) -> tuple[str, ...]:
-        """Addresses of restarted engines that lack the current weights."""
-        return tuple(e.url for e in self._engines if e.state is EngineState.UNSYNCED)
+    def waiting(self) -> tuple[Server, ...]:
+        """Engines that came back and lack the current weights."""
+        with self._lock:
+            return tuple(e.server for e in self._engines if e.state is EngineState.UNSYNCED)
 
-    def admit(self, urls: Sequence[str]) -> None:
+    def admit(self, servers: Sequence[Server]) -> None:
         """Let engines that now have the current weights serve."""
         with self._lock:
             for engine in self._engines:
-                if engine.url in urls and engine.state is EngineState.UNSYNCED:
+                if engine.server in servers and engine.state is EngineState.UNSYNCED:
                     engine.state = EngineState.SYNCED
                     self._register(engine)
 
-    def bring_up(self, timeout_s: float) -> tuple[str, ...]:
-        """Addresses of the engines that are up, after a sure look at each; waits while none is.
+    def bring_up(self, timeout_s: float) -> tuple[Server, ...]:
+        """The engines that are up, after a sure look at each; waits while none is.
 
         Raises:
             EngineUnavailable: the watch has given up an engine or the router.
@@ -183,9 +203,9 @@ class EngineWatch:
                 self._poll_engines(SURE_PROBE_WAIT_S)
                 if self.failure is not None:
                     raise EngineUnavailable(self.failure)
-                urls = tuple(engine.url for engine in self._engines if engine.url)
-                if urls or not self._engines:
-                    return urls
+                servers = tuple(engine.server for engine in self._engines if engine.url)
+                if servers or not self._engines:
+                    return servers
             if time.monotonic() > deadline:
                 raise DeadlineExceeded(
                     f"none of {len(self._engines)} engines came back within {timeout_s:.0f} s "
@@ -223,8 +243,14 @@ class EngineWatch:
             engine.state = EngineState.UNSYNCED if self._needs_weights else EngineState.SYNCED
 
     def _lose(self, engine: Engine, reason: str) -> None:
-        logger.warning("%s at %s is lost: %s; starting it again", engine.name, engine.url, reason)
+        then = (
+            "starting it again"
+            if engine.host.is_ours
+            else "it is not ours to start, and serves again once it answers"
+        )
+        logger.warning("%s at %s is lost: %s; %s", engine.name, engine.url, reason, then)
         self._num_restarts["engine"] += 1
+        engine.life += 1
         engine.lost_at = engine.lost_at or time.monotonic()
         url, engine.url = engine.url, ""
         try:

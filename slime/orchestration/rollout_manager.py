@@ -23,6 +23,7 @@ from slime.observability.logging import setup_logging
 from slime.observability.profile import take_timers, time_metrics, timer
 from slime.observability.timeline import close_timeline, open_timeline, span
 from slime.orchestration.engine_fleet import EngineFleet
+from slime.orchestration.engine_watch import Server
 from slime.orchestration.placement import Placement
 from slime.orchestration.rounds import (
     Round,
@@ -84,13 +85,13 @@ class RolloutStatus:
 
     Attributes:
         progress: counts of the running round, by name; empty between rounds.
-        lost_engines: engines that died and were started again, without weights as yet.
+        lost_engines: engines that died and came back, without weights as yet.
         num_serving: engines that have the current weights and answer.
         failure: why a dead engine or router is not started again any more; None while all is well.
     """
 
     progress: dict[str, float]
-    lost_engines: tuple[str, ...] = ()
+    lost_engines: tuple[Server, ...] = ()
     num_serving: int = 0
     failure: str | None = None
 
@@ -218,14 +219,14 @@ class RolloutManager:
             failure=fleet.failure,
         )
 
-    def bring_up_engines(self) -> tuple[str, ...]:
-        """Addresses of the engines that are up, dead ones noticed; waits while none is."""
+    def bring_up_engines(self) -> tuple[Server, ...]:
+        """The engines that are up, dead ones noticed; waits while none is."""
         return self._fleet.bring_up() if self._fleet is not None else ()
 
-    def admit_engines(self, urls: tuple[str, ...]) -> None:
+    def admit_engines(self, servers: tuple[Server, ...]) -> None:
         """Let engines that now have the current weights serve."""
         if self._fleet is not None:
-            self._fleet.admit(urls)
+            self._fleet.admit(servers)
 
     def release_engines(self, tags: tuple[MemoryTag, ...] = ()) -> None:
         """Let the engines leave their devices to the trainer, without tags altogether."""

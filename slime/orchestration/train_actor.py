@@ -215,14 +215,19 @@ class TrainActor:
 
     def _make_way(self, urls: tuple[str, ...], *, engines_are_away: bool) -> "WayToEngines | None":
         """How weights of this rank reach these engines; None for a rank that sends none."""
+        from slime.engines.rendezvous import address_towards
         from slime.orchestration.ways import make_way
 
+        is_external = self._config.rollout_external_engine_addrs is not None
+        starts_alike = self._trained_rounds == 0 and starts_like_engines(self._config)
         return make_way(
             self._config,
             urls,
             rank=self._rank,
-            host=node_address(),
-            has_same_weights=self._trained_rounds == 0 and starts_like_engines(self._config),
+            # Such engines may be on machines that are not of this cluster.
+            host=address_towards(urls) if is_external else node_address(),
+            # What they loaded, only their owner knows.
+            has_same_weights=starts_alike and not is_external,
             engines_are_away=engines_are_away,
         )
 

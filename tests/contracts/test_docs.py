@@ -18,6 +18,7 @@ OTHER_PROGRAMS = {
     "--add-missing-from-origin-hf",
     "--address",
     "--chunk-size",
+    "--custom-weight-loader",  # of SGLang
     "--dry-run",
     "--force",
     "--gpus-per-node",

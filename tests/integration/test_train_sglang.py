@@ -5,8 +5,10 @@ import sys
 from collections.abc import Callable
 
 import pytest
-from support.engine_server import SGLANG_CPU, SGLANG_STAND_INS
+from support.engine_server import SGLANG_CPU, SGLANG_STAND_INS, running, sglang_spec
 from support.train_runs import QUICKSTART, Run, Work
+
+from slime.engines.sglang.receiver import PATH
 
 pytestmark = pytest.mark.sglang
 
@@ -87,3 +89,27 @@ def test_each_part_of_an_engine_has_a_log_and_a_rank_of_its_own(two_nodes: Run) 
     assert "TP1]" in second
     assert "POST /update_weights_from_tensor" not in second  # it hears of it from the first
     assert not (logs / "engine-1.log").exists()
+
+
+# --- a server that somebody else started ---
+
+EXTERNAL = GRPO.replace("--colocate --actor-num-gpus-per-node 2", "").split(" --save ")[0] + (
+    " --num-rollout 2 --rollout-external-engine-addrs "
+)
+
+
+def test_a_server_that_somebody_else_started_gets_weights_and_stays(
+    train: Callable[..., Run], work: Work
+) -> None:
+    options = ("--custom-weight-loader", PATH, "--max-total-tokens", "4096")
+    spec = sglang_spec(work.path / "model", work.path, *options)
+    with running(spec) as server:
+        run = train("external-sglang", EXTERNAL + spec.url.removeprefix("http://"))
+        assert run.code == 0, run.output[-3000:]
+        assert max(run.series("train/train_rollout_logprob_abs_diff")) < 1e-5
+        assert len(run.series("perf/update_weights_verify_time")) == 2
+        assert server.is_alive()
+        log = spec.log_path.read_text()
+        assert log.count('POST /update_weights_from_tensor HTTP/1.1" 200') == 4
+        # Nobody started it with slime's memory saver, and nobody asks for it.
+        assert "/release_memory_occupation" not in log

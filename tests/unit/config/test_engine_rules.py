@@ -1,4 +1,4 @@
-"""Sizes of SGLang engines that cannot share a model are named before a server is started."""
+"""Engines that cannot work are named before a server is started: their sizes, and those of somebody else."""
 
 import re
 from pathlib import Path
@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from support.config_argv import base_argv
 
-from slime.cli.parse import parse
-from slime.config.engine_rules import engine_sizes
+from slime.cli.parse import load_config, parse
+from slime.config.engine_rules import engine_sizes, external_urls
+from slime.errors import ConfigError
 
 _GROUPS = {"num_attention_heads": "4", "group_query_attention": "", "num_query_groups": "2"}
 _ATTENTION = {"sglang_enable_dp_attention": ""}
@@ -59,3 +60,52 @@ def test_sizes_that_cannot_work_are_named(
 ) -> None:
     (problem,) = found(tmp_path, **flags)
     assert re.search(message, problem)
+
+
+# --- engines that somebody else runs ---
+
+EXTERNAL: dict[str, str | None] = {"rollout_external_engine_addrs": "10.0.0.7:30000"}
+
+
+def test_engines_of_others_need_no_slots_here(tmp_path: Path) -> None:
+    config = load_config(base_argv(tmp_path, **EXTERNAL, rollout_num_gpus=None))
+    assert config.rollout_num_gpus == 0
+    assert external_urls(config) == ("http://10.0.0.7:30000",)
+    assert load_config(base_argv(tmp_path, **EXTERNAL)).rollout_num_gpus == 0  # with a warning
+
+
+def test_addresses_may_be_urls(tmp_path: Path) -> None:
+    argv = base_argv(tmp_path, rollout_num_gpus=None)
+    argv += ["--rollout-external-engine-addrs", "http://node-7:30000/", "[fd00::7]:30000"]
+    assert external_urls(load_config(argv)) == ("http://node-7:30000", "http://[fd00::7]:30000")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"rollout_external_engine_addrs": "node-7"}, "node-7: give host:port"),
+        ({"rollout_external_engine_addrs": "node-7:99999"}, "node-7:99999: give host:port"),
+        ({"rollout_external_engine_addrs": "node-7/v1:80"}, "give host:port"),
+        ({"colocate": "", "rollout_num_gpus": None}, "which the trainer cannot share"),
+        ({"offload_rollout": ""}, "which the trainer cannot share"),
+        ({"debug_train_only": ""}, "no engine is used where nothing is generated"),
+        ({"sglang_context_length": "512"}, "--sglang-context-length: .* start them with these"),
+        ({"device": "cpu", "sglang_dp_size": "1"}, "start them with these options"),
+    ],
+)
+def test_what_does_not_go_with_engines_of_others_is_named(
+    tmp_path: Path, flags: dict[str, str | None], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(base_argv(tmp_path, **(EXTERNAL | flags)))
+
+
+def test_an_address_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    argv = base_argv(tmp_path, rollout_num_gpus=None)
+    argv += ["--rollout-external-engine-addrs", "a:1", "a:1"]
+    with pytest.raises(ConfigError, match="http://a:1 is there more than once"):
+        load_config(argv)
+
+
+def test_the_key_of_engines_of_others_may_be_given(tmp_path: Path) -> None:
+    load_config(base_argv(tmp_path, **EXTERNAL, sglang_api_key="a-key"))

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from slime.engines.rendezvous import interface_of
+from slime.engines.rendezvous import address_towards, interface_of
 from slime.engines.servers import free_port
 from slime.errors import EngineUnavailable
 
@@ -14,6 +14,18 @@ def test_the_interface_of_an_address_is_found() -> None:
     assert interface_of("127.0.0.1") in names
     assert interface_of("127.0.0.3") == interface_of("localhost") == interface_of("127.0.0.1")
     assert interface_of("192.0.2.1") is None  # nobody's: reserved for documentation
+
+
+def test_engines_elsewhere_are_told_an_address_that_they_reach() -> None:
+    here = ["http://127.0.0.1:1", "http://127.0.0.2:2"]
+    assert address_towards(here) == "127.0.0.1"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 1))
+        except OSError:
+            pytest.skip("this machine has no network")
+        own = probe.getsockname()[0]
+    assert address_towards([*here, "http://192.0.2.1:3"]) == own
 
 
 def test_a_row_of_ports_is_free() -> None:

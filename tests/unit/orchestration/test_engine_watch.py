@@ -12,11 +12,14 @@ from slime.orchestration.engine_watch import (
     ROUTER_HEALTH_PATH,
     Engine,
     EngineWatch,
+    Server,
 )
 
 
 class FakeHost:
     """A host whose servers are up when the test says so."""
+
+    is_ours = True
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -104,9 +107,9 @@ def test_a_dead_engine_leaves_the_router_at_once_and_serves_again_only_with_weig
     assert world.watch.waiting == ()
     world.hosts[0].is_up = True
     world.watch.poll()
-    assert world.watch.waiting == ("http://a/1",)
+    assert world.watch.waiting == (Server("http://a/1", 1),)
     assert world.router.engines == {"http://b/0"}
-    world.watch.admit(["http://a/1"])
+    world.watch.admit([Server("http://a/1", 1)])
     assert world.router.engines == {"http://b/0", "http://a/1"}
     assert urls == ["http://a/1", "http://b/0"]  # the list that args.engine_urls is
     metrics = world.watch.take_metrics()
@@ -134,7 +137,7 @@ def test_an_engine_that_dies_waiting_for_weights_is_started_once_more():
     world.hosts[0].dead = "gone again"
     world.watch.poll()
     assert world.watch.waiting == ()
-    world.watch.admit(["http://a/1"])  # late: its weights went to a dead server
+    world.watch.admit([Server("http://a/1", 1)])  # late: its weights went to a dead server
     assert world.watch.urls == ["http://b/0"]
     assert world.hosts[0].num_starts == 2
 
@@ -179,12 +182,12 @@ def test_servers_that_hang_are_restarted_during_rounds_only():
 def test_bring_up_names_the_engines_that_are_up_and_waits_while_none_is():
     world = World()
     world.hosts[0].dead = "gone"
-    assert world.watch.bring_up(0.0) == ("http://b/0",)
+    assert world.watch.bring_up(0.0) == (Server("http://b/0", 0),)
     world.hosts[1].dead = "gone"
     with pytest.raises(DeadlineExceeded, match="none of 2 engines"):
         world.watch.bring_up(0.0)
     world.hosts[0].is_up = True
-    assert world.watch.bring_up(0.0) == ("http://a/1",)
+    assert world.watch.bring_up(0.0) == (Server("http://a/1", 1),)
 
 
 def test_an_engine_that_never_comes_up_is_given_up_with_the_reason():

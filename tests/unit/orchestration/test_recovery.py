@@ -6,25 +6,31 @@ import pytest
 
 from slime.errors import EngineUnavailable, WeightSyncError
 from slime.orchestration import recovery as recovery_module
+from slime.orchestration.engine_watch import Server
 from slime.orchestration.recovery import MAX_FAILED_RESTORES, RayEngines, Recovery, SyncResult
+
+
+def servers(*names: str) -> tuple[Server, ...]:
+    """`a` is an engine, `a2` the same engine at the same address in its life 2."""
+    return tuple(Server(name.rstrip("0123456789"), int(name[1:] or 0)) for name in names)
 
 
 class FakeEngines:
     """A fleet whose `ups` are the answers of bring_up, one after the other; the last stays."""
 
     def __init__(self, *ups: tuple[str, ...]) -> None:
-        self.ups = list(ups)
+        self.ups = [servers(*names) for names in ups]
         self.admitted: list[tuple[str, ...]] = []
         self.looks = 0
 
     def look(self) -> None:
         self.looks += 1
 
-    def bring_up(self) -> tuple[str, ...]:
+    def bring_up(self) -> tuple[Server, ...]:
         return self.ups.pop(0) if len(self.ups) > 1 else self.ups[0]
 
-    def admit(self, urls: Sequence[str]) -> None:
-        self.admitted.append(tuple(urls))
+    def admit(self, servers: Sequence[Server]) -> None:
+        self.admitted.append(tuple(server.url for server in servers))
 
 
 class FakeWeights:
@@ -117,7 +123,7 @@ def test_a_sync_that_fails_with_all_engines_alive_is_an_error():
 
 def test_engines_that_came_back_in_a_round_get_weights_one_by_one_and_serve():
     engines, weights = FakeEngines(("a",)), FakeWeights(EngineUnavailable("died again"))
-    Recovery(engines, weights).restore(("b", "c"), num_serving=1)
+    Recovery(engines, weights).restore(servers("b", "c"), num_serving=1)
     assert weights.calls == ["restore b", "restore c"]
     assert engines.admitted == [("c",)]
 
@@ -127,12 +133,12 @@ def test_an_engine_never_gets_newer_weights_than_the_others_in_a_round():
     recovery = Recovery(engines, weights)
     recovery.update_weights()
     recovery.trained()
-    recovery.restore(("b",), num_serving=1)
+    recovery.restore(servers("b"), num_serving=1)
     assert "restore b" not in weights.calls
-    recovery.restore(("b",), num_serving=0)  # nobody is left to differ from
+    recovery.restore(servers("b"), num_serving=0)  # nobody is left to differ from
     assert engines.admitted[-1] == ("b",)
     recovery.update_weights()
-    recovery.restore(("c",), num_serving=1)
+    recovery.restore(servers("c"), num_serving=1)
     assert engines.admitted[-1] == ("c",)
 
 
@@ -141,9 +147,9 @@ def test_an_engine_that_got_its_weights_meanwhile_is_left_alone():
     engines, weights = FakeEngines(("a", "b")), FakeWeights()
     recovery = Recovery(engines, weights)
     recovery.update_weights()
-    recovery.restore(("b",), num_serving=1)
-    recovery.restore(("c",), num_serving=2)
-    recovery.restore(("c",), num_serving=2)
+    recovery.restore(servers("b"), num_serving=1)
+    recovery.restore(servers("c"), num_serving=2)
+    recovery.restore(servers("c"), num_serving=2)
     assert weights.calls == ["connect a b", "update", "restore c"]
 
 
@@ -151,6 +157,22 @@ def test_restoring_gives_up_after_many_failures_in_a_row():
     weights = FakeWeights(*[WeightSyncError("checksum")] * MAX_FAILED_RESTORES)
     recovery = Recovery(FakeEngines(("a",)), weights)
     for _ in range(MAX_FAILED_RESTORES - 1):
-        recovery.restore(("b",), num_serving=1)
+        recovery.restore(servers("b"), num_serving=1)
     with pytest.raises(WeightSyncError, match="checksum"):
-        recovery.restore(("b",), num_serving=1)
+        recovery.restore(servers("b"), num_serving=1)
+
+
+def test_an_engine_that_came_back_at_its_old_address_is_new():
+    engines, weights = FakeEngines(("a", "b"), ("a", "b1")), FakeWeights()
+    recovery = Recovery(engines, weights)
+    recovery.update_weights()
+    recovery.restore(servers("b1"), num_serving=1)
+    recovery.update_weights()
+    assert weights.calls == ["connect a b", "update", "restore b", "connect a b", "update"]
+
+
+def test_a_sync_is_done_again_when_an_engine_died_in_it_and_is_back_at_its_address():
+    engines = FakeEngines(("a", "b"), ("a", "b1"))
+    weights = FakeWeights(WeightSyncError("broadcast failed"))
+    Recovery(engines, weights).update_weights()
+    assert weights.calls == ["connect a b", "update", "connect a b", "update"]
