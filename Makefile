@@ -51,7 +51,7 @@ test-sglang: setup-sglang-cpu ## the engine protocol and train.py on the stock S
 	CUDA_VISIBLE_DEVICES= $(PYTHON_BIN) -m pytest -m sglang tests/contracts tests/integration
 
 .PHONY: test-cluster
-test-cluster: setup ## train.py on a Ray cluster that runs already, and as a Ray job
+test-cluster: setup ## train.py on a Ray cluster that runs already, as a Ray job, and on two nodes
 	$(PYTHON_BIN) -m pytest -m cluster tests/integration
 
 .PHONY: test-trust

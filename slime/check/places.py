@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from slime.check.model import ModelFacts
 from slime.check.plan import Plan
@@ -48,11 +49,10 @@ def check_ports(config: Config, problems: Problems) -> None:
                 "start that router first, or leave both flags out and the run starts its own"
             )
         for url in external_urls(view):
-            host, _, port_text = url.removeprefix("http://").rpartition(":")
-            if not _answers(host, int(port_text)):
+            parts = urlsplit(url)
+            if not _answers(parts.hostname or "", parts.port or 80):
                 problems.add(
-                    f"--rollout-external-engine-addrs {host}:{port_text}: nobody answers there; start "
-                    "that engine first"
+                    f"--rollout-external-engine-addrs: nobody answers at {url}; start that engine first"
                 )
         for flag, number in _own_ports(view):
             if reason := _why_taken(number):

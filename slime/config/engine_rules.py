@@ -27,7 +27,7 @@ def engine_sizes(config: Config) -> Iterator[str]:
 
 def external_engines(config: Config) -> Iterator[str]:
     """What does not go with engines that somebody else runs."""
-    if config.rollout_external_engine_addrs is None:
+    if config.rollout_external_engine_addrs is None or config.debug_train_only:
         return
     urls = external_urls(config)
     if twice := sorted({url for url in urls if urls.count(url) > 1}):
@@ -37,8 +37,6 @@ def external_engines(config: Config) -> Iterator[str]:
             f"{_EXTERNAL} with --colocate or --offload-rollout: those engines have devices of their "
             "own, which the trainer cannot share; leave one of them out"
         )
-    if config.debug_train_only:
-        yield f"{_EXTERNAL}: no engine is used where nothing is generated; leave it out"
     options = sorted(set(config.sglang_argv) - {"api_key"})
     if options:
         names = ", ".join("--sglang-" + name.replace("_", "-") for name in options)

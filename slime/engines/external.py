@@ -90,13 +90,13 @@ def misfit(server: Mapping[str, Any], model: Mapping[str, Any], wanted: Wanted) 
     if kind == "embedded" or not wanted.gets_weights:
         return None
     # Brings torch along, which the driver does without.
-    from slime.engines.sglang.receiver import PATH
+    from slime.engines.sglang.invitation import RECEIVER
 
     if (stages := int(server.get("pp_size") or 1)) > 1:
         return f"has {stages} pipeline stages, which weights do not reach yet; start it without"
-    if PATH not in (server.get("custom_weight_loader") or ()):
+    if RECEIVER not in (server.get("custom_weight_loader") or ()):
         return (
-            f"was started without --custom-weight-loader {PATH}, which takes the trainer's weights "
+            f"was started without --custom-weight-loader {RECEIVER}, which takes the trainer's weights "
             "inside of it; start it with that, where slime can be imported. Weights through files, "
             "for servers without, are not built yet"
         )

@@ -7,7 +7,7 @@ from itertools import batched, groupby
 from typing import Any, Literal
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from slime.config.cluster import ClusterConfig
@@ -43,6 +43,7 @@ class Placement:
             `--colocate`.
         device: `cuda` or `cpu`.
         gpus: the card of each bundle; empty on CPU.
+        nodes: address of the node of each bundle.
     """
 
     group: PlacementGroup
@@ -50,6 +51,7 @@ class Placement:
     rollout_slots: tuple[int, ...]
     device: Literal["cpu", "cuda"]
     gpus: tuple[Gpu, ...] = ()
+    nodes: tuple[str, ...] = ()
 
     def parts(self, slots: Sequence[int], slots_per_node: int) -> list[tuple[int, ...]]:
         """The slots of one engine, those of each node for themselves.
@@ -80,17 +82,16 @@ class Placement:
         return ",".join(str(self.gpus[slot].number) for slot in slots)
 
     def table(self, engine_size: int) -> str:
-        """Who sits on which card, a line each; empty on CPU."""
-        if self.device == "cpu":
+        """Who sits on which card, a line each; on CPUs on which node, if there are several."""
+        places = [gpu.name for gpu in self.gpus] or self.nodes
+        if len(set(places)) < 2 and self.device == "cpu":
             return ""
-        users: dict[int, list[str]] = {}
+        users: dict[str, list[str]] = {}
         for rank, slot in enumerate(self.train_slots):
-            users.setdefault(slot, []).append(f"train rank {rank}")
+            users.setdefault(places[slot], []).append(f"train rank {rank}")
         for place, slot in enumerate(self.rollout_slots):
-            users.setdefault(slot, []).append(f"engine {place // engine_size}")
-        return "\n".join(
-            f"  {self.gpus[slot].name:<24} {', '.join(names)}" for slot, names in users.items()
-        )
+            users.setdefault(places[slot], []).append(f"engine {place // engine_size}")
+        return "\n".join(f"  {place:<24} {', '.join(names)}" for place, names in users.items())
 
     def options(self, slot: int) -> dict[str, Any]:
         """Ray actor options that put an actor on a slot; colocated actors share its GPU."""
@@ -120,7 +121,11 @@ def make_placement(
     slots = count_slots(cluster, trains=train, rolls=rollout)
     num_train, num_rollout, num_bundles = slots.train, slots.rollout, slots.total
     bundle = {"CPU": CPU_PER_SLOT} if device == "cpu" else {"CPU": 1.0, "GPU": 1.0}
-    group = placement_group([bundle] * max(1, num_bundles), strategy="PACK")
+    # Slots on CPUs ask for so little that the first node would get them all.
+    spreads = device == "cpu" and cluster.actor_num_nodes > 1
+    group = placement_group(
+        [bundle] * max(1, num_bundles), strategy="SPREAD" if spreads else "PACK"
+    )
     if not group.wait(cluster.startup_timeout_s):
         raise DeadlineExceeded(
             f"the Ray cluster had no room for {num_bundles} slots of {bundle} (training {num_train}, rollout "
@@ -129,8 +134,11 @@ def make_placement(
             f"{ray.available_resources()}. Lower --actor-num-gpus-per-node or --rollout-num-gpus, or add nodes."
         )
     gpus = _gpus_of(group, cluster.startup_timeout_s) if device == "cuda" else ()
+    nodes = _nodes_of(group)
     # Neighbours in the order of ranks are neighbours in the machine: Ray fills bundles as they come.
     order = sorted(range(len(gpus)), key=lambda slot: gpus[slot]) or range(num_bundles)
+    if spreads and train:
+        order = spread_order(nodes[:num_bundles], cluster.actor_num_nodes, num_train)
     first = 0 if cluster.colocate else num_train
     return Placement(
         group,
@@ -138,7 +146,33 @@ def make_placement(
         tuple(order[first : first + num_rollout]),
         device,
         gpus,
+        nodes,
     )
+
+
+def spread_order(nodes: Sequence[str], num_nodes: int, num_train: int) -> list[int]:
+    """Bundles in the order of slots, where training is to lie on `num_nodes` nodes.
+
+    The first `num_train` are equal shares of as many nodes, if these have that many bundles; those of a
+    node stand together, before and after.
+
+    Args:
+        nodes: of each bundle.
+    """
+    by_node: dict[str, list[int]] = {}
+    for bundle, node in enumerate(nodes):
+        by_node.setdefault(node, []).append(bundle)
+    share = num_train // num_nodes
+    train = [b for bundles in by_node.values() if len(bundles) >= share for b in bundles[:share]]
+    rest = [b for bundles in by_node.values() for b in bundles if b not in train[:num_train]]
+    return [*train[:num_train], *rest]
+
+
+def _nodes_of(group: PlacementGroup) -> tuple[str, ...]:
+    """Address of the node of each bundle."""
+    addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+    table: dict[int, str] = placement_group_table(group)["bundles_to_node_id"]
+    return tuple(addresses[table[index]] for index in range(group.bundle_count))
 
 
 def _gpus_of(group: PlacementGroup, timeout_s: float) -> tuple[Gpu, ...]:

@@ -1,12 +1,13 @@
 """Ray: join the cluster that is there, or start one on this machine."""
 
+import json
 import logging
 import os
 import secrets
 import sys
 import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import ray
 
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 CPU_PER_SLOT = 0.25
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 _PRIVATE = 0o700
+JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 def connect(cluster: ClusterConfig, num_slots: int) -> None:
@@ -80,8 +82,12 @@ def _joined(address: str, environment: dict[str, str]) -> bool:
     Raises:
         SlimeError: RAY_ADDRESS names it, so that a Ray of our own is not what the user wants.
     """
-    # A Ray job has its own runtime_env, in which the user says where plugins are.
-    if "PYTHONPATH" in os.environ and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+    if JOB_CONFIG_VARIABLE in os.environ:
+        # A Ray job has its own runtime_env, in which the user says where plugins are; a variable that
+        # stands in both would be an error.
+        given = job_variables(os.environ[JOB_CONFIG_VARIABLE])
+        environment = {name: text for name, text in environment.items() if name not in given}
+    elif "PYTHONPATH" in os.environ:
         folders = os.environ["PYTHONPATH"].split(os.pathsep)
         environment |= {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, filter(None, folders)))}
     try:
@@ -99,6 +105,16 @@ def _joined(address: str, environment: dict[str, str]) -> bool:
         return False
     logger.info("joined the Ray cluster at %s", address)
     return True
+
+
+def job_variables(job_config: str) -> set[str]:
+    """Names of the environment variables that a Ray job was submitted with.
+
+    Args:
+        job_config: what Ray tells its driver, as JSON.
+    """
+    runtime_env: dict[str, Any] = json.loads(job_config).get("runtime_env") or {}
+    return set(runtime_env.get("env_vars") or {})
 
 
 def private_ray_folder() -> str | None:

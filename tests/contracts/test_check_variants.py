@@ -290,6 +290,23 @@ def test_a_router_that_nobody_started_is_named(world: World, taken_port: int) ->
     assert "nobody answers there" in one_problem(judge(argv))
 
 
+def test_an_engine_that_nobody_started_is_named(world: World, taken_port: int) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free = probe.getsockname()[1]
+    argv = changed(
+        world.quickstart.grpo,
+        rollout_num_gpus=None,
+        rollout_external_engine_addrs=f"127.0.0.1:{free}",
+    )
+    assert f"nobody answers at http://127.0.0.1:{free}" in one_problem(judge(argv))
+    found = judge([word.replace(str(free), str(taken_port)) for word in argv])
+    assert found.problems == ()
+    assert "1 training rank (1 x 1) and 1 engine that somebody else runs" in " ".join(
+        found.summary.split()
+    )
+
+
 def test_a_disk_that_is_too_small_is_named(world: World) -> None:
     # Every 40 rounds, and at the end of each epoch of 3: after rounds 3, 6, ... 78, 40 and 80.
     argv = changed(world.quickstart.grpo, save_interval="40")

@@ -8,7 +8,7 @@ import ray
 
 from slime.config.cluster import ClusterConfig
 from slime.errors import ConfigError
-from slime.orchestration.placement import Gpu, Placement, make_placement
+from slime.orchestration.placement import Gpu, Placement, make_placement, spread_order
 from slime.orchestration.ray_cluster import connect
 
 
@@ -100,3 +100,34 @@ def test_on_cpus_the_flag_makes_the_nodes() -> None:
     placement = Placement(None, (), tuple(range(4)), "cpu")  # pyright: ignore[reportArgumentType]
     assert placement.parts((0, 1, 2, 3), 2) == [(0, 1), (2, 3)]
     assert placement.parts((2, 3), 8) == [(2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "num_train", "expected"),
+    [
+        ("abab", 2, [0, 1, 2, 3]),  # a rank and an engine on each
+        ("aabb", 2, [0, 2, 1, 3]),
+        ("ababab", 4, [0, 2, 1, 3, 4, 5]),  # ranks of a node are neighbours
+        ("aaab", 2, [0, 3, 1, 2]),
+        ("aaaa", 2, [0, 1, 2, 3]),  # there is but one node
+        ("abcabc", 2, [0, 1, 3, 4, 2, 5]),
+        ("aab", 3, [0, 2, 1]),
+    ],
+)
+def test_ranks_on_cpus_lie_on_as_many_nodes_as_the_flag_says(
+    nodes: str, num_train: int, expected: list[int]
+) -> None:
+    order = spread_order(nodes, 2, num_train)
+    assert sorted(order) == list(range(len(nodes)))
+    assert order == expected
+
+
+def test_who_sits_where_is_told_of_several_nodes_only() -> None:
+    group = None
+    there = Placement(group, (0, 1), (2, 3), "cpu", nodes=("10.0.0.1", "10.0.0.2") * 2)  # pyright: ignore[reportArgumentType]
+    assert [line.split() for line in there.table(1).splitlines()] == [
+        ["10.0.0.1", "train", "rank", "0,", "engine", "0"],
+        ["10.0.0.2", "train", "rank", "1,", "engine", "1"],
+    ]
+    here = Placement(group, (0,), (1,), "cpu", nodes=("10.0.0.1",) * 2)  # pyright: ignore[reportArgumentType]
+    assert here.table(1) == ""

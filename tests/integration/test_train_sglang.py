@@ -8,7 +8,7 @@ import pytest
 from support.engine_server import SGLANG_CPU, SGLANG_STAND_INS, running, sglang_spec
 from support.train_runs import QUICKSTART, Run, Work
 
-from slime.engines.sglang.receiver import PATH
+from slime.engines.sglang.invitation import RECEIVER
 
 pytestmark = pytest.mark.sglang
 
@@ -101,7 +101,7 @@ EXTERNAL = GRPO.replace("--colocate --actor-num-gpus-per-node 2", "").split(" --
 def test_a_server_that_somebody_else_started_gets_weights_and_stays(
     train: Callable[..., Run], work: Work
 ) -> None:
-    options = ("--custom-weight-loader", PATH, "--max-total-tokens", "4096")
+    options = ("--custom-weight-loader", RECEIVER, "--max-total-tokens", "4096")
     spec = sglang_spec(work.path / "model", work.path, *options)
     with running(spec) as server:
         run = train("external-sglang", EXTERNAL + spec.url.removeprefix("http://"))

@@ -82,10 +82,7 @@ def launch(
             "dist_init_addr": part.meeting,
         }
         name += f"-node-{part.rank}" if part.rank else ""
-        # Gloo would listen at the address of the host's name, which often is one that only this node
-        # reaches.
-        if (interface := interface_of(host)) and "GLOO_SOCKET_IFNAME" not in os.environ:
-            env["GLOO_SOCKET_IFNAME"] = interface
+        env |= _addresses(host)
     if key:
         options["config"] = write_secret(log_dir / f"{name}.yaml", {"api-key": key})
     return ServerSpec(
@@ -108,6 +105,18 @@ def write_secret(path: Path, options: dict[str, str]) -> str:
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE), "w") as file:
         json.dump(options, file)
     return str(path)
+
+
+def _addresses(host: str) -> dict[str, str]:
+    """Environment in which a part of an engine can be reached from other nodes; what the user set stays.
+
+    Gloo would listen at the address of the host's name, which often is one that only this node reaches,
+    and SGLang's own queue at one that it guesses.
+    """
+    env = {"SGLANG_HOST_IP": host}
+    if interface := interface_of(host):
+        env["GLOO_SOCKET_IFNAME"] = interface
+    return {name: text for name, text in env.items() if name not in os.environ}
 
 
 def _cpu_environment(num_ranks: int) -> dict[str, str]:

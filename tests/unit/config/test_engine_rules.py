@@ -72,6 +72,7 @@ def test_engines_of_others_need_no_slots_here(tmp_path: Path) -> None:
     assert config.rollout_num_gpus == 0
     assert external_urls(config) == ("http://10.0.0.7:30000",)
     assert load_config(base_argv(tmp_path, **EXTERNAL)).rollout_num_gpus == 0  # with a warning
+    load_config(base_argv(tmp_path, **EXTERNAL, debug_train_only="", colocate=""))  # uses none
 
 
 def test_addresses_may_be_urls(tmp_path: Path) -> None:
@@ -88,7 +89,6 @@ def test_addresses_may_be_urls(tmp_path: Path) -> None:
         ({"rollout_external_engine_addrs": "node-7/v1:80"}, "give host:port"),
         ({"colocate": "", "rollout_num_gpus": None}, "which the trainer cannot share"),
         ({"offload_rollout": ""}, "which the trainer cannot share"),
-        ({"debug_train_only": ""}, "no engine is used where nothing is generated"),
         ({"sglang_context_length": "512"}, "--sglang-context-length: .* start them with these"),
         ({"device": "cpu", "sglang_dp_size": "1"}, "start them with these options"),
     ],

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from slime.engines.external import Wanted, is_of_run, misfit
-from slime.engines.sglang.receiver import PATH
+from slime.engines.sglang.invitation import RECEIVER
 
 WANTED = Wanted(
     kind="sglang",
@@ -17,7 +17,7 @@ WANTED = Wanted(
     gets_weights=True,
     run="f00d",
 )
-SERVER: dict[str, Any] = {"tp_size": 2, "pp_size": 1, "custom_weight_loader": ["other", PATH]}
+SERVER: dict[str, Any] = {"tp_size": 2, "pp_size": 1, "custom_weight_loader": ["other", RECEIVER]}
 MODEL = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "model_path": "/m"}
 
 
@@ -36,7 +36,7 @@ def test_an_engine_that_fits_is_taken() -> None:
         ({}, {"architectures": None}, "no architecture"),
         ({"disaggregation_mode": "prefill"}, {}, "disaggregation mode prefill"),
         ({"pp_size": 2}, {}, "has 2 pipeline stages"),
-        ({"custom_weight_loader": None}, {}, f"start.* without --custom-weight-loader {PATH}"),
+        ({"custom_weight_loader": None}, {}, f"start.* without --custom-weight-loader {RECEIVER}"),
         ({"custom_weight_loader": ["other"]}, {}, "through files, for servers without, are not"),
     ],
 )

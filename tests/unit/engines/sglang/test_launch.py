@@ -104,12 +104,14 @@ WIDE = {"device": "cuda", "rollout_num_gpus": "16", "rollout_num_gpus_per_engine
 def test_the_parts_of_an_engine_meet_at_its_first_node(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    for name in ("GLOO_SOCKET_IFNAME", "SGLANG_HOST_IP"):
+        monkeypatch.delenv(name, raising=False)
     specs = [start(tmp_path, NodePart(rank, 2, "10.0.0.1:5000"), **WIDE) for rank in range(2)]
     for rank, spec in enumerate(specs):
         assert (value(spec, "--nnodes"), value(spec, "--node-rank")) == ("2", str(rank))
         assert value(spec, "--dist-init-addr") == "10.0.0.1:5000"
         assert (value(spec, "--tp-size"), value(spec, "--random-seed")) == ("16", "1237")
+        assert spec.env["SGLANG_HOST_IP"] == "127.0.0.1"
         assert spec.env["GLOO_SOCKET_IFNAME"] == "lo"  # the interface of this node's address
     assert [spec.name for spec in specs] == ["engine-3", "engine-3-node-1"]
     assert len({spec.log_path for spec in specs}) == 2
@@ -119,8 +121,9 @@ def test_an_interface_that_the_user_chose_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "bond0")
+    monkeypatch.setenv("SGLANG_HOST_IP", "10.0.0.9")
     spec = start(tmp_path, NodePart(1, 2, "10.0.0.1:5000"), **WIDE)
-    assert "GLOO_SOCKET_IFNAME" not in spec.env
+    assert not {"GLOO_SOCKET_IFNAME", "SGLANG_HOST_IP"} & set(spec.env)
 
 
 def test_an_engine_on_one_node_hears_of_no_other(tmp_path: Path) -> None:
