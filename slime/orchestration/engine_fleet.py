@@ -21,7 +21,6 @@ from slime.engines.external import Wanted
 from slime.engines.health import HealthWatch
 from slime.engines.protocol import MemoryTag, PauseMode
 from slime.engines.router import Router
-from slime.engines.sglang.invitation import note, request
 from slime.errors import EngineUnavailable
 from slime.orchestration.engine_actor import ENGINE_THREADS, EngineActor
 from slime.orchestration.engine_host import RayEngineHost
@@ -86,11 +85,12 @@ class EngineFleet:
             DeadlineExceeded: an engine's actor did not answer.
         """
         timeout_s = self._config.startup_timeout_s
+        deadline = time.monotonic() + timeout_s
         self._router = self._make_router(timeout_s)
         starts = {name: ref for host in self._hosts.values() for name, ref in host.starting.items()}
         # A little longer than the actors' own deadline, whose message tells more.
         wait_for(starts, action="start its server", timeout_s=timeout_s + 30.0)
-        urls = [host.first_url(timeout_s) for host in self._hosts.values()]
+        urls = [host.first_url(deadline - time.monotonic()) for host in self._hosts.values()]
         if urls:
             self._router.add_engines(urls, timeout_s)
             control = EngineControl(urls, timeout_s=timeout_s)
@@ -114,6 +114,9 @@ class EngineFleet:
 
     def _note_weights(self, control: EngineControl) -> None:
         """Let each engine remember the checksums of the weights it loaded, for the first sync."""
+        # Brings torch along; the driver, which only names the rollout manager's class, does without.
+        from slime.engines.sglang.invitation import note, request
+
         sizes = [int(info.get("tp_size") or 1) for info in self._infos]
         control.post_all(
             "/update_weights_from_tensor",

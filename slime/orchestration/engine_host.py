@@ -80,10 +80,10 @@ class RayEngineHost:
         """The start under way of each server; that of the first gives the engine's address."""
         return {self._part_name(node): ref for node, ref in enumerate(self._starting)}
 
-    def first_url(self, timeout_s: float) -> str:
-        """The engine's address; its start has ended."""
+    def first_url(self, _timeout_s: float) -> str:
+        """The engine's address, once all of `starting` are through."""
         url = self.started()
-        assert url is not None, timeout_s
+        assert url is not None
         return url
 
     def stop(self) -> "dict[str, ObjectRef[None]]":

@@ -69,8 +69,8 @@ class ExternalHost:
                 if time.monotonic() > deadline:
                     raise EngineUnavailable(
                         f"--rollout-external-engine-addrs: {self._url} could not be adopted within "
-                        f"{timeout_s:.0f} s (--startup-timeout-s): {error} A server that wants a key "
-                        "gets the one of --sglang-api-key or SLIME_API_KEY."
+                        f"--startup-timeout-s: {error} A server that wants a key gets the one of "
+                        "--sglang-api-key or SLIME_API_KEY."
                     ) from error
             time.sleep(HEALTH_POLL_S)
 
