@@ -137,27 +137,28 @@ find_ray() {
 
 # A head node of our own, with ports and a folder of its own, that ends with this script.
 start_ray() {
-  local address="${MASTER_ADDR:-127.0.0.1}" folder port dashboard log deadline
+  local address="${MASTER_ADDR:-127.0.0.1}" folder port dashboard agent log deadline
   if ((NUM_NODES > 1)) && [[ -z ${MASTER_ADDR:-} ]]; then
     say "$NUM_NODES nodes: start Ray on them and set RAY_ADDRESS, or set MASTER_ADDR to this machine's address"
     exit 2
   fi
   private_token
-  { read -r folder; read -r port; read -r dashboard; } < <("$PYTHON" - <<'PY'
+  { read -r folder; read -r port; read -r dashboard; read -r agent; } < <("$PYTHON" - <<'PY'
 import socket
 from slime.orchestration.ray_cluster import private_ray_folder
 print(private_ray_folder() or "")
-probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
 for probe in probes:
     print(probe.getsockname()[1])
 PY
   )
   ((NUM_NODES == 1)) || port="${RAY_PORT:-6379}"
   log="$(mktemp)"
+  # The agent runs the job; by default it listens at one port on every machine, which another Ray here may have.
   # In a session of its own: Ctrl-C at the terminal is for this script, which then stops Ray in order.
   setsid "$PYTHON" -m ray.scripts.scripts start --head --block --node-ip-address "$address" --port "$port" \
     --dashboard-host "$address" --dashboard-port "$dashboard" --disable-usage-stats \
-    ${folder:+--temp-dir "$folder"} >"$log" 2>&1 </dev/null &
+    --dashboard-agent-listen-port "$agent" ${folder:+--temp-dir "$folder"} >"$log" 2>&1 </dev/null &
   RECIPE_RAY_PID=$!
   deadline=$((SECONDS + RAY_START_TIMEOUT_S))
   export RAY_ADDRESS="$address:$port"

@@ -154,17 +154,18 @@ def spread_order(nodes: Sequence[str], num_nodes: int, num_train: int) -> list[i
     """Bundles in the order of slots, where training is to lie on `num_nodes` nodes.
 
     The first `num_train` are equal shares of as many nodes, if these have that many bundles; those of a
-    node stand together, before and after.
+    node stand together, before and after, and nodes in the order of their addresses.
 
     Args:
         nodes: of each bundle.
     """
-    by_node: dict[str, list[int]] = {}
-    for bundle, node in enumerate(nodes):
-        by_node.setdefault(node, []).append(bundle)
+    by_node = [
+        [bundle for bundle, its in enumerate(nodes) if its == node]
+        for node in sorted(set(nodes), key=_sortable)
+    ]
     share = num_train // num_nodes
-    train = [b for bundles in by_node.values() if len(bundles) >= share for b in bundles[:share]]
-    rest = [b for bundles in by_node.values() for b in bundles if b not in train[:num_train]]
+    train = [b for bundles in by_node if len(bundles) >= share for b in bundles[:share]]
+    rest = [b for bundles in by_node for b in bundles if b not in train[:num_train]]
     return [*train[:num_train], *rest]
 
 

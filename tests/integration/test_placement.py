@@ -107,6 +107,7 @@ def test_on_cpus_the_flag_makes_the_nodes() -> None:
     [
         ("abab", 2, [0, 1, 2, 3]),  # a rank and an engine on each
         ("aabb", 2, [0, 2, 1, 3]),
+        ("baba", 2, [1, 0, 3, 2]),
         ("ababab", 4, [0, 2, 1, 3, 4, 5]),  # ranks of a node are neighbours
         ("aaab", 2, [0, 3, 1, 2]),
         ("aaaa", 2, [0, 1, 2, 3]),  # there is but one node

@@ -29,7 +29,7 @@ TIMEOUT_S = 240
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A head node of our own; environment that leads to it."""
     folder = tmp_path_factory.mktemp("ray")
-    port, dashboard = free_port(), free_port()
+    port, dashboard, agent = free_port(), free_port(), free_port()
     env = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_TMPDIR": str(folder)}
     token = folder / "token"
     token.write_text(secrets.token_hex(32))
@@ -37,6 +37,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     env |= {"RAY_AUTH_TOKEN_PATH": str(token), "RAY_AUTH_MODE": "token"}
     command = f"""start --head --block --num-cpus 2 --node-ip-address 127.0.0.1 --port {port}
         --dashboard-host 127.0.0.1 --dashboard-port {dashboard} --disable-usage-stats
+        --dashboard-agent-listen-port {agent}
         --temp-dir {folder}/r --object-store-memory 300000000"""
     with (folder / "head.log").open("wb") as log:
         head = subprocess.Popen(
