@@ -107,8 +107,6 @@ def matmul_rate() -> float:
 
 def build(options: argparse.Namespace, rank: int, folder: Path) -> tuple[Any, Any, Any]:
     """(trainer, its batch, the run's configuration)."""
-    from slime.backends.megatron import trainer as megatron_trainer
-    from slime.backends.megatron.trainer import MegatronTrainer
     from slime.checkpoint.convert import megatron_flags_from_hf
     from slime.cli.parse import load_config
     from slime.config.layout import data_parallel_rank, data_parallel_size, micro_batch_multiple
@@ -124,16 +122,7 @@ def build(options: argparse.Namespace, rank: int, folder: Path) -> tuple[Any, An
         f"--max-tokens-per-gpu {options.max_tokens} {options.words}"
     ).split()
     config = load_config([*words, *megatron_flags_from_hf(shape)])
-    if options.forward_backward:
-        megatron_trainer.build_optimizer = lambda args, model: NoOptimizer()
-    trainer = MegatronTrainer(
-        config,
-        rank=rank,
-        world_size=options.gpus,
-        local_rank=rank,
-        master_addr="127.0.0.1",
-        master_port=options.port,
-    )
+    trainer = start_trainer(config, options, rank, has_optimizer=not options.forward_backward)
     fill_with_noise(trainer)
     generator = torch.Generator().manual_seed(options.seed)
     samples = [
@@ -159,6 +148,24 @@ def build(options: argparse.Namespace, rank: int, folder: Path) -> tuple[Any, An
         micro_batch_multiple=micro_batch_multiple(config),
     )
     return trainer, batches[data_parallel_rank(config, rank)], config
+
+
+def start_trainer(
+    config: Any, options: argparse.Namespace, rank: int, *, has_optimizer: bool = True
+) -> Any:
+    """Rank `rank` of a trainer, on this host; without an optimizer it has none of its memory."""
+    from slime.backends.megatron import trainer as megatron_trainer
+
+    if not has_optimizer:
+        megatron_trainer.build_optimizer = lambda args, model: NoOptimizer()
+    return megatron_trainer.MegatronTrainer(
+        config,
+        rank=rank,
+        world_size=options.gpus,
+        local_rank=rank,
+        master_addr="127.0.0.1",
+        master_port=options.port,
+    )
 
 
 @torch.no_grad()

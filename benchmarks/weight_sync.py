@@ -24,11 +24,11 @@ from typing import Any
 
 import torch
 from train_step import (
-    NoOptimizer,
     fill_with_noise,
     free_port,
     model_config,
     run_all_ranks,
+    start_trainer,
     trainer_parser,
 )
 
@@ -91,8 +91,6 @@ def run_engines_and_ranks(options: argparse.Namespace) -> int:
 
 def run_rank(options: argparse.Namespace, rank: int) -> None:
     """All syncs of one rank; rank 0 prints."""
-    from slime.backends.megatron import trainer as megatron_trainer
-    from slime.backends.megatron.trainer import MegatronTrainer
     from slime.orchestration.ways import make_way
     from slime.weights.sync import sync_weights
 
@@ -101,15 +99,7 @@ def run_rank(options: argparse.Namespace, rank: int) -> None:
     if on_cuda:
         torch.cuda.set_device(rank)
     config = make_config(options)
-    megatron_trainer.build_optimizer = lambda args, model: NoOptimizer()
-    trainer: Any = MegatronTrainer(
-        config,
-        rank=rank,
-        world_size=options.gpus,
-        local_rank=rank,
-        master_addr="127.0.0.1",
-        master_port=options.port,
-    )
+    trainer = start_trainer(config, options, rank, has_optimizer=False)
     if on_cuda:
         fill_with_noise(trainer)
     urls = tuple(os.environ["ENGINES"].split())
