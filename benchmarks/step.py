@@ -36,12 +36,19 @@ from workload import (
 )
 
 from slime.checkpoint.convert import megatron_flags_from_hf
+from slime.observability.phases import Phase
 from slime.observability.trackers import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
 SCRIPTS = {"colocated": "train.py", "disaggregated": "train.py", "async": "train_async.py"}
 STOP_S = 60.0
+OVERHEAD = (Phase.SYNC, Phase.OFFLOAD, Phase.DATA, Phase.IDLE)
+PARTS = (
+    *("rollout", "rollout_data", "train", "log_probs", "actor_train", "sleep", "wake_up"),
+    "update_weights",
+    *(f"update_weights_{part}" for part in ("pause", "gather", "send", "load", "verify", "resume")),
+)
 HOST_ADAM = "--optimizer-cpu-offload --use-precision-aware-optimizer"
 
 Row = Mapping[str, float]
@@ -127,16 +134,14 @@ def train(options: argparse.Namespace, words: Sequence[str], folder: Path) -> tu
     return process.returncode, time.monotonic() - start
 
 
-def phases(row: Row) -> dict[str, float]:
-    """Seconds of a round by phase; together the whole of it."""
-    found = {
-        "generate": row.get("perf/rollout_time", 0.0),
-        "data": row.get("perf/rollout_data_time", 0.0),
-        "log_probs": row.get("perf/log_probs_time", 0.0) + row.get("perf/ref_log_probs_time", 0.0),
-        "train": row.get("perf/actor_train_time", 0.0),
-        "sync": row.get("perf/update_weights_time", 0.0),
+def shares_of(rounds: Sequence[Row], side: str) -> dict[str, float]:
+    """Share of each phase of a side's time over these rounds; empty for a side there is not."""
+    seconds = {
+        str(phase): sum(row.get(f"perf/{side}/{phase}_time", 0.0) for row in rounds)
+        for phase in Phase
     }
-    return found | {"rest": row["perf/step_time"] - sum(found.values())}
+    total = sum(seconds.values())
+    return {name: round(part / total, 4) for name, part in seconds.items() if part > 0}
 
 
 def summary(options: argparse.Namespace, words: Sequence[str], run_dir: Path, wall_s: float) -> Any:
@@ -149,11 +154,9 @@ def summary(options: argparse.Namespace, words: Sequence[str], run_dir: Path, wa
     count = options.prompts * options.samples
     response_tokens = sum(lengths_of(options))
     tokens = rounds[0]["rollout/total_lengths"] * count
-    seconds = [row["perf/step_time"] for row in rounds]
+    seconds = [row["perf/round_time"] for row in rounds]
     median = statistics.median(seconds)
-    parts = [phases(row) for row in rounds]
-    total = sum(sum(part.values()) for part in parts)
-    shares = {name: sum(part[name] for part in parts) / total for name in parts[0]}
+    shares = shares_of(rounds, "round")
     named = [row["train/train_rollout_logprob_abs_diff"] for row in rows
              if "train/train_rollout_logprob_abs_diff" in row]  # fmt: skip
     trains, rolls = places(options.mode, options.gpus)
@@ -174,13 +177,20 @@ def summary(options: argparse.Namespace, words: Sequence[str], run_dir: Path, wa
         "response_tokens_per_s_per_gpu": round(response_tokens / median / options.gpus, 1),
         "tokens_per_s_per_gpu": round(tokens / median / options.gpus, 1),
         "phases_s": {
-            name: round(statistics.fmean(part[name] for part in parts), 4) for name in parts[0]
+            name: round(share * sum(seconds) / len(rounds), 4) for name, share in shares.items()
         },
-        "shares": {name: round(share, 4) for name, share in shares.items()},
-        "share_of_neither_generate_nor_train": round(
-            1 - sum(shares.get(name, 0.0) for name in ("generate", "reward", "log_probs", "train")),
-            4,
+        "shares": shares,
+        "share_of_sync_offload_data_idle": round(
+            sum(shares.get(name, 0.0) for name in OVERHEAD), 4
         ),
+        "sides": {side: shares_of(rounds, side) for side in ("trainer", "engines")},
+        "samples_in_flight": round(
+            statistics.fmean(row["perf/engines/samples_in_flight"] for row in rounds), 1
+        ),
+        "parts_s": {
+            name: round(statistics.fmean(row.get(f"perf/{name}_time", 0.0) for row in rounds), 4)
+            for name in PARTS
+        },
         "log_prob_difference": max(named) if named else None,
         "wall_s": round(wall_s, 1),
         "words": " ".join(words),

@@ -51,6 +51,33 @@ been divided by the whole step's denominator is a mean over the step; "one" has 
 |---|---|---|---|
 """
 
+_MARKDOWN_PHASES = """\
+
+## Where the time of a round goes
+
+Each side has a clock on which every moment belongs to one phase, so that the phases of a side add up
+to the round: `perf/{side}/{phase}_time`. A round is the time from its row to the one before, so that
+the evaluation and the checkpoint after a round stand in the row of the next.
+
+| phase | `round`: the driver | `trainer`: the mean of its ranks | `engines`: together |
+|---|---|---|---|
+| `generate` | waits for answers | | an answer is being written, or the rollout function works on its own |
+| `reward` | waits for rewards | | rewards are awaited and no answer is being written |
+| `data` | waits for prompts, batches | the rest of an update: advantages, its metrics | prompts, batches, metrics |
+| `log_probs` | waits for them | `log_probs` and `ref_log_probs` | |
+| `train` | waits for the optimizer steps | the optimizer steps, waits for other ranks included | |
+| `sync` | waits for the engines to have the new weights | gathers and sends | paused for new weights |
+| `offload` | waits for either side to leave or return | `sleep` and `wake_up` | memory released or resumed |
+| `save` | waits for the checkpoint | writes it | the data source's part |
+| `eval` | waits for the evaluation | | the evaluation |
+| `idle` | the rest: its own work, Ray | the rest: waits for anything else | the rest: waits for anything else |
+
+Of what goes on at once on one side, the first of `eval`, `generate`, `reward` and `data` counts. In
+`train_async.py` the driver waits for the part of a generation that outlasts the training; what it
+overlapped is in `perf/engines/generate_time`. `idle` is measured as the rest, never set. In Ray's
+calls the driver is idle: arguments on their way to a rank are in nobody's phase.
+"""
+
 _SPREAD = ("mean", "median", "max", "min")
 
 # What a list of samples is summed up to: under rollout/ and under eval/{dataset}/.
@@ -127,7 +154,19 @@ _TRAIN = [
 
 _PERF = [
     Metric("perf/recovery_time", "s", "max", "from an engine found dead until it serves again"),
+    Metric("perf/round_time", "s", "one", "from the row before to this one: all of the time"),
+    Metric("perf/step_time", "s", "one", "the same without the evaluation in it"),
     Metric("perf/{part}_time", "s", "max", "seconds one part of the round took"),
+    Metric("perf/round/{phase}_time", "s", "one", "the driver's time; together perf/round_time"),
+    Metric("perf/trainer/{phase}_time", "s", "mean", "a training rank's time"),
+    Metric("perf/engines/{phase}_time", "s", "one", "the engines' time, all of them together"),
+    Metric("perf/{side}/idle_ratio", "fraction", "mean", "idle_time of the side's whole time"),
+    Metric(
+        "perf/engines/samples_in_flight",
+        "samples",
+        "mean",
+        "at the engines at once, over generate_time and eval_time",
+    ),
     Metric("perf/tokens_per_gpu_per_sec", "tokens/s", "one", "response tokens per second and slot"),
     Metric("perf/effective_tokens_per_gpu_per_sec", "tokens/s", "one", "the same, trained ones"),
     Metric("perf/longest_sample_tokens_per_sec", "tokens/s", "one", "speed of the longest sample"),
@@ -181,7 +220,7 @@ def spread(name: str, values: Sequence[float]) -> dict[str, float]:
 def metrics_markdown() -> str:
     """docs/metrics.md."""
     rows = [f"| `{m.name}` | {m.unit} | {m.reduction} | {m.meaning} |" for m in METRICS]
-    return _MARKDOWN_HEAD + "\n".join(rows) + "\n"
+    return _MARKDOWN_HEAD + "\n".join(rows) + "\n" + _MARKDOWN_PHASES
 
 
 def summary_line(metrics: Mapping[str, float], names: Iterable[str] | None = None) -> str:

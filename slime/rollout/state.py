@@ -14,6 +14,7 @@ from slime.config.checkpoints import is_hf_folder, read_hf_config
 from slime.data.chat import Tokenizer, load_tokenizer
 from slime.engines.client import EngineClient, trust_with_key
 from slime.observability.metrics import spread
+from slime.observability.phases import Phase, side_by_side
 
 REQUEST_TIMES = ("e2e_latency", "queue_time")
 _NUMBERS = (int, float)
@@ -37,6 +38,8 @@ class Progress:
     running: int = 0
     tokens: int = 0
     started: float = 0.0
+    _sample_seconds: float = 0.0
+    _since: float = 0.0
 
     def begin(self, rollout_id: int, target: int) -> None:
         """A round begins."""
@@ -46,6 +49,19 @@ class Progress:
     def end(self) -> None:
         """The round is over."""
         self.rollout_id, self.target = None, 0
+
+    def run(self, num_samples: int) -> None:
+        """So many more samples are running, or fewer."""
+        now = time.monotonic()
+        self._sample_seconds += self.running * (now - self._since)
+        self._since = now
+        self.running += num_samples
+
+    def take_sample_seconds(self) -> float:
+        """Seconds that samples have been running since the last call, each counted for itself."""
+        self.run(0)
+        seconds, self._sample_seconds = self._sample_seconds, 0.0
+        return seconds
 
     def counts(self) -> dict[str, float]:
         """By name, with the round's `seconds` so far; only `running` between rounds."""
@@ -143,11 +159,12 @@ class GenerateState:
                 for _ in range(wanted):
                     await self.semaphore.acquire()
                     taken += 1
-            progress.running += num_samples
+            progress.run(num_samples)
             try:
-                yield
+                with side_by_side(Phase.GENERATE):
+                    yield
             finally:
-                progress.running -= num_samples
+                progress.run(-num_samples)
         finally:
             for _ in range(taken):
                 self.semaphore.release()
