@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from workload import host, response_lengths, write_model, write_prompts
+from workload import host, make_model, response_lengths, write_prompts
 
 from slime.cli.parse import load_config
 from slime.config.config import Config
@@ -279,8 +279,7 @@ def measure_rounds(
 ) -> list[Row]:
     """All rows, those of the rounds `todo` added while there is time."""
     client = Client(folder / "client.log")  # it imports while the server starts
-    tokenizer = Path(options.tokenizer) if options.tokenizer else None
-    write_model(folder / "model", options.model, tokenizer=tokenizer)
+    make_model(folder / "model", options.model, options.tokenizer)
     with ExitStack() as stack:
         stack.callback(client.close)
         stack.callback(loop.shutdown)

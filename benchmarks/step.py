@@ -29,9 +29,9 @@ from workload import (
     cards,
     count_parameters,
     host,
+    make_model,
     model_config,
     response_lengths,
-    write_model,
     write_prompts,
 )
 
@@ -213,8 +213,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     folder = out / f"step-{options.model}"
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = Path(options.tokenizer) if options.tokenizer else None
-    write_model(folder / "model", options.model, tokenizer=tokenizer)
+    make_model(folder / "model", options.model, options.tokenizer)
     write_prompts(
         folder / "prompts.jsonl", folder / "model", per_prompt=options.samples,
         lengths=lengths_of(options) * num_rollout(options),

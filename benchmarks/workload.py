@@ -5,10 +5,12 @@ and runs to it with `ignore_eos`. Lengths are log-normal with a median of a quar
 as answers of reasoning models are: many short ones, a long tail.
 """
 
+import argparse
 import importlib.metadata
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,12 @@ PACKAGES = ("torch", "sglang", "ray", "megatron-core", "transformers", "smg", "f
 def model_config(shape: str) -> dict[str, Any]:
     """`config.json` of a Qwen3 of this shape."""
     return _COMMON | SHAPES[shape]
+
+
+def make_model(folder: Path, shape: str, tokenizer: str | None) -> None:
+    """As `write_model`, in a process of its own, which gives back what it takes of the card."""
+    words = [str(folder), shape, *(["--tokenizer", tokenizer] if tokenizer else [])]
+    subprocess.run([sys.executable, __file__, *words], check=True)
 
 
 def write_model(folder: Path, shape: str, *, tokenizer: Path | None = None, seed: int = 0) -> None:
@@ -131,8 +139,6 @@ def _write_weights(folder: Path, config: Mapping[str, Any], seed: int) -> None:
     places = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
     index = {"metadata": {"total_size": sum(sizes)}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    if device == "cuda":
-        torch.cuda.empty_cache()
 
 
 def _shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -226,3 +232,17 @@ def count_parameters(shape: str) -> int:
     """Numbers in a checkpoint of this shape."""
     config = model_config(shape)
     return load_mapping("qwen3").count_numbers(ModelDims.from_hf_config(config))
+
+
+def main() -> None:
+    """Write a model."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("shape", choices=sorted(SHAPES))
+    parser.add_argument("--tokenizer", type=Path)
+    options = parser.parse_args()
+    write_model(options.folder, options.shape, tokenizer=options.tokenizer)
+
+
+if __name__ == "__main__":
+    main()
