@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from slime.observability.phases import PHASES_MARKDOWN
+
 Reduction = Literal["mean", "sum", "max", "one"]
 
 
@@ -49,33 +51,6 @@ been divided by the whole step's denominator is a mean over the step; "one" has 
 
 | name | unit | reduction | meaning |
 |---|---|---|---|
-"""
-
-_MARKDOWN_PHASES = """\
-
-## Where the time of a round goes
-
-Each side has a clock on which every moment belongs to one phase, so that the phases of a side add up
-to the round: `perf/{side}/{phase}_time`. A round is the time from its row to the one before, so that
-the evaluation and the checkpoint after a round stand in the row of the next.
-
-| phase | `round`: the driver | `trainer`: the mean of its ranks | `engines`: together |
-|---|---|---|---|
-| `generate` | waits for answers | | an answer is being written, or the rollout function works on its own |
-| `reward` | waits for rewards | | rewards are awaited and no answer is being written |
-| `data` | waits for prompts, batches | the rest of an update: advantages, its metrics | prompts, batches, metrics |
-| `log_probs` | waits for them | `log_probs` and `ref_log_probs` | |
-| `train` | waits for the optimizer steps | the optimizer steps, waits for other ranks included | |
-| `sync` | waits for the engines to have the new weights | gathers and sends | paused for new weights |
-| `offload` | waits for either side to leave or return | `sleep` and `wake_up` | memory released or resumed |
-| `save` | waits for the checkpoint | writes it | the data source's part |
-| `eval` | waits for the evaluation | | the evaluation |
-| `idle` | the rest: its own work, Ray | the rest: waits for anything else | the rest: waits for anything else |
-
-Of what goes on at once on one side, the first of `eval`, `generate`, `reward` and `data` counts. In
-`train_async.py` the driver waits for the part of a generation that outlasts the training; what it
-overlapped is in `perf/engines/generate_time`. `idle` is measured as the rest, never set. In Ray's
-calls the driver is idle: arguments on their way to a rank are in nobody's phase.
 """
 
 _SPREAD = ("mean", "median", "max", "min")
@@ -220,7 +195,7 @@ def spread(name: str, values: Sequence[float]) -> dict[str, float]:
 def metrics_markdown() -> str:
     """docs/metrics.md."""
     rows = [f"| `{m.name}` | {m.unit} | {m.reduction} | {m.meaning} |" for m in METRICS]
-    return _MARKDOWN_HEAD + "\n".join(rows) + "\n" + _MARKDOWN_PHASES
+    return _MARKDOWN_HEAD + "\n".join(rows) + "\n" + PHASES_MARKDOWN
 
 
 def summary_line(metrics: Mapping[str, float], names: Iterable[str] | None = None) -> str:

@@ -6,7 +6,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
@@ -40,6 +40,7 @@ class Progress:
     started: float = 0.0
     _sample_seconds: float = 0.0
     _since: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def begin(self, rollout_id: int, target: int) -> None:
         """A round begins."""
@@ -52,16 +53,21 @@ class Progress:
 
     def run(self, num_samples: int) -> None:
         """So many more samples are running, or fewer."""
-        now = time.monotonic()
-        self._sample_seconds += self.running * (now - self._since)
-        self._since = now
-        self.running += num_samples
+        with self._lock:
+            self._count_seconds()
+            self.running += num_samples
 
     def take_sample_seconds(self) -> float:
         """Seconds that samples have been running since the last call, each counted for itself."""
-        self.run(0)
-        seconds, self._sample_seconds = self._sample_seconds, 0.0
+        with self._lock:
+            self._count_seconds()
+            seconds, self._sample_seconds = self._sample_seconds, 0.0
         return seconds
+
+    def _count_seconds(self) -> None:
+        now = time.monotonic()
+        self._sample_seconds += self.running * (now - self._since)
+        self._since = now
 
     def counts(self) -> dict[str, float]:
         """By name, with the round's `seconds` so far; only `running` between rounds."""
