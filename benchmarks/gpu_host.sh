@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Tests and figures of the trainer on a host with 1, 2 or 4 cards, in stages of at most eight minutes.
+# Tests and figures of the trainer, of rollouts and of whole rounds on a host with 1, 2 or 4 cards, in stages of at most
+# eight minutes.
 #
 #     OUT=runs/gpu bash benchmarks/gpu_host.sh 2            # every stage that has not ended yet
 #     OUT=runs/gpu bash benchmarks/gpu_host.sh 2 tests_parallel steps_glm4
 #
 # Each stage leaves NAME.log, and NAME.jsonl if it has figures, in $OUT; NAME.done says that it ended well, and it
-# is then left out. PYTHON names an interpreter that has torch, Megatron-Core, transformers and pytest.
+# is then left out. PYTHON names an interpreter that has torch, Megatron-Core, transformers and pytest. Stages of rollouts
+# and rounds write models and runs (8 GB) to $WORK and go on there when they are run again; SGLANG_ARGS are their servers'.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 cards=${1:?how many cards: 1, 2 or 4}
@@ -13,6 +15,8 @@ shift
 out=${OUT:-runs/gpu}
 python=${PYTHON:-python3}
 limit=${STAGE_LIMIT_S:-480}
+work=${WORK:-/tmp/slime-bench}
+sglang=${SGLANG_ARGS:---sglang-attention-backend fa3 --sglang-mm-feature-transport cpu --sglang-cuda-graph-backend-prefill disabled}
 mkdir -p "$out"
 export PYTHONPATH="$PWD:$PWD/tests${PYTHONPATH:+:$PYTHONPATH}" OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1
 export SLIME_TEST_DEVICE=cuda
@@ -25,6 +29,14 @@ full="--recompute-granularity full --recompute-method uniform --recompute-num-la
 
 tests() { timeout "$limit" "$python" -m pytest -p no:cacheprovider -q --durations=5 "$@"; }
 steps() { timeout "$limit" "$python" benchmarks/train_step.py --gpus "$cards" --limit-s 120 "$@"; }
+rollout() {
+  timeout "$limit" "$python" benchmarks/rollout.py --out "$work" --limit-s "$((limit - 80))" \
+    --words "$sglang --sglang-cuda-graph-max-bs-decode 1024 --sglang-max-running-requests 1024" "$@"
+}
+rounds() { # MODE, share of memory for the engines, more words
+  timeout "$limit" "$python" benchmarks/step.py --mode "$1" --gpus "$cards" --out "$work" --limit-s "$((limit - 90))" \
+    --words "$sglang --sglang-cuda-graph-max-bs-decode 256 --sglang-mem-fraction-static $2" "${@:3}"
+}
 experts() { NCCL_MIN_P2P_NCHANNELS=32 NCCL_MAX_P2P_NCHANNELS=32 steps --model qwen3-30b-a3b "$@"; }
 
 stage() {
@@ -56,15 +68,22 @@ stage() {
       [ "$cards" = 2 ] && adam="" only=--forward-backward
       experts --samples $((16 * cards)) --max-tokens 16384 --steps 5 --warmup 1 $only \
         --words "--expert-model-parallel-size $cards $full $adam" ;;
+    rollout) rollout --model qwen3-0.6b ;;
+    rollout_4b) rollout --model qwen3-4b ;;
+    step) rounds colocated 0.7 ;;
+    step_disaggregated) rounds disaggregated 0.85 ;;
+    step_async) rounds async 0.85 ;;
     *) echo "no such stage: $1"; return 2 ;;
   esac
 }
 
 case $cards in
-  1) all=(tests_kernels tests_trainer tests_suites log_probs sleep steps_qwen3_4b steps_qwen3_4b_host) ;;
+  1) all=(tests_kernels tests_trainer tests_suites log_probs sleep steps_qwen3_4b steps_qwen3_4b_host rollout rollout_4b
+    step) ;;
   2) all=(tests_parallel tests_features tests_cuts tests_bf16 sleep steps_qwen3_4b steps_qwen3_4b_tp2 steps_glm4
-    steps_experts steps_experts_whole) ;;
-  4) all=(tests_parallel tests_bf16 steps_qwen3_4b steps_qwen3_4b_tp2 steps_glm4 steps_experts steps_experts_whole) ;;
+    steps_experts steps_experts_whole step step_disaggregated step_async) ;;
+  4) all=(tests_parallel tests_bf16 steps_qwen3_4b steps_qwen3_4b_tp2 steps_glm4 steps_experts steps_experts_whole step
+    step_disaggregated step_async) ;;
   *) echo "1, 2 or 4 cards, not $cards"; exit 2 ;;
 esac
 if "$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("transformer_engine") is None)'; then

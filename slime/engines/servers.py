@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -24,6 +25,7 @@ HEALTH_POLL_S = 0.1
 STOP_GRACE_S = 5.0
 LOG_TAIL_CHARS = 2000
 _PORT_TRIES = 100
+OPEN_FILES = 65536
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -150,6 +152,7 @@ class ServerProcess:
 
 
 def _spawn(spec: ServerSpec) -> "subprocess.Popen[bytes]":
+    allow_open_files()
     with spec.log_path.open("ab") as log:
         return subprocess.Popen(
             spec.command,
@@ -176,6 +179,18 @@ def command_line(options: dict[str, Any]) -> list[str]:
         elif value is not None and value is not False:
             argv += [flag, str(value)]
     return argv
+
+
+def allow_open_files() -> None:
+    """Let this process, and those it starts, have as many connections as the system's hard limit.
+
+    Each request in flight is a connection, two in the router, and the usual soft limit is 1024: at it
+    a server accepts nothing more and says nothing.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _die_with_parent() -> None:

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from slime.observability.phases import PHASES_MARKDOWN
+
 Reduction = Literal["mean", "sum", "max", "one"]
 
 
@@ -127,7 +129,19 @@ _TRAIN = [
 
 _PERF = [
     Metric("perf/recovery_time", "s", "max", "from an engine found dead until it serves again"),
+    Metric("perf/round_time", "s", "one", "from the row before to this one: all of the time"),
+    Metric("perf/step_time", "s", "one", "the same without the evaluation in it"),
     Metric("perf/{part}_time", "s", "max", "seconds one part of the round took"),
+    Metric("perf/round/{phase}_time", "s", "one", "the driver's time; together perf/round_time"),
+    Metric("perf/trainer/{phase}_time", "s", "mean", "a training rank's time"),
+    Metric("perf/engines/{phase}_time", "s", "one", "the engines' time, all of them together"),
+    Metric("perf/{side}/idle_ratio", "fraction", "mean", "idle_time of the side's whole time"),
+    Metric(
+        "perf/engines/samples_in_flight",
+        "samples",
+        "mean",
+        "at the engines at once, over generate_time and eval_time",
+    ),
     Metric("perf/tokens_per_gpu_per_sec", "tokens/s", "one", "response tokens per second and slot"),
     Metric("perf/effective_tokens_per_gpu_per_sec", "tokens/s", "one", "the same, trained ones"),
     Metric("perf/longest_sample_tokens_per_sec", "tokens/s", "one", "speed of the longest sample"),
@@ -181,7 +195,7 @@ def spread(name: str, values: Sequence[float]) -> dict[str, float]:
 def metrics_markdown() -> str:
     """docs/metrics.md."""
     rows = [f"| `{m.name}` | {m.unit} | {m.reduction} | {m.meaning} |" for m in METRICS]
-    return _MARKDOWN_HEAD + "\n".join(rows) + "\n"
+    return _MARKDOWN_HEAD + "\n".join(rows) + "\n" + PHASES_MARKDOWN
 
 
 def summary_line(metrics: Mapping[str, float], names: Iterable[str] | None = None) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from slime.config.config import Config
 from slime.observability.live import LiveView, open_live_view
 from slime.observability.metrics import summary_line
+from slime.observability.phases import Phase, Seconds, side_metrics
 from slime.observability.runs import RunFolder
 from slime.observability.services import open_services
 from slime.observability.trackers import (
@@ -54,7 +55,8 @@ class Records:
         self._trackers = Trackers(self._services)
         self._view: LiveView | None = None
         self._round: Metrics = {}
-        self._round_start = self._train_start = self._train_end = time.perf_counter()
+        self._phases: Seconds = {}
+        self._train_start = self._train_end = time.perf_counter()
 
     def begin(self, first_rollout: int, num_rollout: int) -> None:
         """Open the trackers and the live view.
@@ -100,27 +102,52 @@ class Records:
             count = f" ({len(steps)} steps, the last)" if len(steps) > 1 else ""
             self._show(f"train {rollout_id}{count}", summary_line(steps[-1], _SHOWN_TRAIN))
 
-    def round_ends(self, rollout_id: int) -> None:
-        """Write the round's row, with `perf/step_time`: everything since the round before."""
-        now = time.perf_counter()
-        row = self._round | {"perf/step_time": now - self._round_start}
-        self._round, self._round_start = {}, now
+    def round_ends(self, rollout_id: int, sides: Mapping[str, Seconds]) -> None:
+        """Write the round's row.
+
+        Args:
+            sides: where the time since the round before went, on each side; `round` is the driver's
+                own clock.
+        """
+        own = sides["round"]
+        row = dict(self._round)
+        for side, seconds in sides.items():
+            row |= side_metrics(side, seconds)
+        total = sum(own.values())
+        row |= {
+            "perf/round_time": total,
+            "perf/step_time": total - own.get(Phase.EVAL, 0.0),
+        }
+        self._round = {}
+        self._count(own)
         self._trackers.log(row, step_key="rollout/step", step=rollout_id)
         if self._view is not None:
             self._view.round_ends(rollout_id)
 
     def evaluation(self, step: int, metrics: Metrics) -> None:
-        """An evaluation; its time belongs to no round."""
+        """An evaluation; its time is in the row of the round after it."""
         self._trackers.log(metrics, step_key="eval/step", step=step)
         shown = [name for name in metrics if name.count("/") == 1]
         self._show(f"eval at {step}", summary_line(metrics, shown))
-        self._round_start = time.perf_counter()
+
+    def ends(self, own: Seconds) -> None:
+        """Say where the time of all rounds went; `own` is what came after the last one's row."""
+        self._count(own)
+        total = sum(self._phases.values())
+        if total > 0:
+            parts = sorted(self._phases.items(), key=lambda item: -item[1])
+            shares = "  ".join(f"{name} {100 * part / total:.1f} %" for name, part in parts)
+            self._show(f"{total:.1f} s of rounds", shares)
 
     def close(self) -> None:
         """Flush and close the trackers, and wipe the view."""
         if self._view is not None:
             self._view.close()
         self._trackers.close()
+
+    def _count(self, own: Seconds) -> None:
+        for name, seconds in own.items():
+            self._phases[name] = self._phases.get(name, 0.0) + seconds
 
     def _show(self, what: str, line: str) -> None:
         if line:

@@ -20,6 +20,7 @@ from slime.observability.doctor import register_process
 from slime.observability.dumps import load_rollout, save_readable_samples, save_rollout
 from slime.observability.garbage import settle_memory
 from slime.observability.logging import setup_logging
+from slime.observability.phases import Phase, Seconds, Segment, clock, phase, side_by_side
 from slime.observability.profile import take_timers, time_metrics, timer
 from slime.observability.timeline import close_timeline, open_timeline, span
 from slime.orchestration.engine_fleet import EngineFleet
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # One call works, the others ask how it is doing: `status` answers while `generate` runs.
-MANAGER_THREADS = 4
+MANAGER_THREADS = 5
 RECORD_AFTER_S = 0.02
 
 
@@ -72,11 +73,26 @@ class RolloutResult:
         batches: a reference to the batch of each data-parallel rank.
         metrics: of the round.
         entry: the round's line in the ledger.
+        segments: what the time of making it was spent on.
     """
 
     batches: tuple["ray.ObjectRef[RolloutBatch]", ...]
     metrics: dict[str, float]
     entry: dict[str, Any]
+    segments: list[Segment]
+
+
+@dataclass(frozen=True)
+class RolloutTimes:
+    """Where the time of the rollout side went since it was asked last, seconds.
+
+    Attributes:
+        phases: all of it.
+        samples_in_flight: mean number while at least one was.
+    """
+
+    phases: Seconds
+    samples_in_flight: float
 
 
 @dataclass(frozen=True)
@@ -168,6 +184,16 @@ class RolloutManager:
                 next round may have taken prompts.
             weights: digest of the weights in the engines; without one nothing is recorded.
         """
+        # What is neither generation, reward nor saving makes batches: data.
+        with clock.record() as segments, phase(Phase.DATA):
+            references, metrics, entry = self._generate(rollout_id, save, weights)
+        self._record()
+        return RolloutResult(references, metrics, entry, segments)
+
+    def _generate(
+        self, rollout_id: int, save: bool, weights: str | None
+    ) -> tuple[tuple["ray.ObjectRef[RolloutBatch]", ...], dict[str, float], dict[str, Any]]:
+        """Batches, metrics and entry of a `RolloutResult`."""
         start = time.perf_counter()
         with timer("rollout", rollout_id):
             made = self._recorded(rollout_id, weights) or self._run_rollout(rollout_id, weights)
@@ -178,7 +204,8 @@ class RolloutManager:
             )
         seconds = time.perf_counter() - start
         if save:
-            self._data_source.save(rollout_id)
+            with phase(Phase.SAVE):
+                self._data_source.save(rollout_id)
         with timer("rollout_data", rollout_id):
             self._keep_samples(rollout_id, samples)
             batches, counts = self._make_batches(rollout_id, samples)
@@ -189,11 +216,14 @@ class RolloutManager:
             metrics |= self._fleet.take_metrics()
         with span("put_batches", rollout_id):
             references = tuple(ray.put(batch) for batch in batches)
-        self._record()
-        return RolloutResult(references, metrics, entry)
+        return references, metrics, entry
 
     def evaluate(self, rollout_id: int) -> dict[str, float]:
         """Evaluate the current weights on the eval data sets; metrics `eval/...`."""
+        with side_by_side(Phase.EVAL):
+            return self._evaluate(rollout_id)
+
+    def _evaluate(self, rollout_id: int) -> dict[str, float]:
         start = time.perf_counter()
         with span("eval", rollout_id):
             output = self._call(self._eval_fn, rollout_id, evaluation=True)
@@ -206,6 +236,12 @@ class RolloutManager:
         datasets: list[Sequence[Sample]] = [d.get("samples", []) for d in output.data.values()]
         self._keep_samples(rollout_id, *datasets, evaluation=True)
         return metrics | eval_metrics(output.data, self._args) | {"perf/eval_time": seconds}
+
+    def take_times(self) -> RolloutTimes:
+        """Where the time went since the last call; answers while another call works."""
+        phases, sample_seconds = clock.take(), progress.take_sample_seconds()
+        busy_s = phases.get(Phase.GENERATE, 0.0) + phases.get(Phase.EVAL, 0.0)
+        return RolloutTimes(phases, sample_seconds / busy_s if busy_s > 0 else 0.0)
 
     def status(self) -> RolloutStatus:
         """How the running round is doing; answers while another call works."""
@@ -231,12 +267,14 @@ class RolloutManager:
     def release_engines(self, tags: tuple[MemoryTag, ...] = ()) -> None:
         """Let the engines leave their devices to the trainer, without tags altogether."""
         if self._fleet is not None:
-            self._fleet.release_memory(*tags)
+            with phase(Phase.OFFLOAD):
+                self._fleet.release_memory(*tags)
 
     def resume_engines(self, tags: tuple[MemoryTag, ...]) -> None:
         """Let them return."""
         if self._fleet is not None:
-            self._fleet.resume_memory(*tags)
+            with phase(Phase.OFFLOAD):
+                self._fleet.resume_memory(*tags)
 
     def forget_rounds(self, up_to: int) -> None:
         """Remove the recorded rounds up to `up_to`."""
@@ -295,7 +333,8 @@ class RolloutManager:
             dump = load_rollout(config.load_debug_rollout_data, rollout_id, subsample=part)
             return Round([Sample.from_dict(sample) for sample in dump.samples], {}, None, None)
         first = self._next_group()
-        output = self._call(self._rollout_fn, rollout_id, evaluation=False)
+        with phase(Phase.GENERATE):
+            output = self._call(self._rollout_fn, rollout_id, evaluation=False)
         assert isinstance(output, RolloutFnTrainOutput)
         last = self._next_group()
         taken = None if first is None or last is None else (first, last)

@@ -18,6 +18,7 @@ from slime.errors import EngineUnavailable, SlimeError
 from slime.observability.doctor import begin_run, register_process
 from slime.observability.ledger import Ledger
 from slime.observability.logging import setup_logging
+from slime.observability.phases import Phase, clock, phase
 from slime.observability.runs import RunFolder
 from slime.observability.timeline import close_timeline, flush_timeline, open_timeline, span
 from slime.orchestration.attempts import await_predecessors, begin_attempt
@@ -32,6 +33,7 @@ from slime.orchestration.rollout_manager import (
     RolloutResult,
     RolloutStatus,
 )
+from slime.orchestration.round_times import RoundTimes, explain
 from slime.orchestration.train_group import TrainGroup
 from slime.orchestration.turns import Turns
 from slime.orchestration.waiting import wait_for
@@ -80,6 +82,7 @@ class Session:
         # Engines, data and trainers come up side by side.
         self._starting = self._manager.start.remote()
         self._group = TrainGroup(config, placement, folder.path) if self._trains else None
+        self._times = RoundTimes(self._manager, self._group, rolls=self._rolls)
         self._recovery: Recovery | None = None
         if self._group is not None and self._rolls:
             engines = RayEngines(self._manager, config.startup_timeout_s)
@@ -121,6 +124,7 @@ class Session:
         if self._group is not None and self._rolls:
             self.update_weights()
         logger.info("rollouts %d to %d", self.first_rollout, info.num_rollout - 1)
+        self._times.take()  # the clocks of all sides begin
 
     def start_generate(self, rollout_id: int) -> "ray.ObjectRef[RolloutResult]":
         """Begin generating a round; `finish_generate` waits for it."""
@@ -132,8 +136,12 @@ class Session:
     ) -> RolloutResult:
         """The round, once it has been generated."""
         timeout_s = self.config.rollout_timeout_s + MARGIN_S
-        with span("wait_rollout", rollout_id):
-            return self._wait(call, f"generate rollout {rollout_id}", timeout_s)
+        is_there, _ = ray.wait([call], timeout=0)
+        with span("wait_rollout", rollout_id), clock.record() as waited:
+            result: RolloutResult = self._wait(call, f"generate rollout {rollout_id}", timeout_s)
+        if not is_there:
+            explain(waited, result.segments)
+        return result
 
     def finish_generate(
         self, rollout_id: int, call: "ray.ObjectRef[RolloutResult]"
@@ -151,8 +159,9 @@ class Session:
                 self._recovery.train_begins()
             if self._turns is not None:
                 self._turns.trainers()
-            with span("wait_train", rollout_id):
+            with span("wait_train", rollout_id), clock.record() as waited:
                 report = self._group.train(rollout_id, rollout.batches)
+            explain(waited, report.segments)
             self._records.train(rollout_id, report.steps, report.means)
             self._consumed = report.consumed
             if self._recovery is not None:
@@ -168,6 +177,7 @@ class Session:
             start = time.perf_counter()
             with (
                 span("wait_save", rollout_id),
+                phase(Phase.SAVE),
                 self._turns.save() if self._turns else nullcontext(),
             ):
                 self._group.save(rollout_id)
@@ -184,21 +194,25 @@ class Session:
             self._manager.forget_rounds.remote(before)
 
     def finish(self) -> None:
-        """Say in the ledger that the run came to its end."""
+        """Say in the ledger that the run came to its end, and where its time went."""
         assert self._ledger is not None
         self._ledger.end()
+        self._records.ends(clock.take())
 
     def update_weights(self) -> None:
         """Bring the engines to the trainer's weights; logs the cost."""
         if self._recovery is not None:
             turn = self._turns.sync() if self._turns is not None else nullcontext()
-            with span("wait_update_weights"), turn:
+            with span("wait_update_weights"), phase(Phase.SYNC), turn:
                 metrics, self._weights = self._recovery.update_weights()
+            self._times.synced(metrics.get("perf/update_weights_time", 0.0))
             self._records.add(metrics)
 
     def end_round(self, rollout_id: int, rollout: RolloutResult) -> None:
         """Write down the round, and evaluate when it is due; a checkpoint comes after this."""
-        self._records.round_ends(rollout_id)
+        sides, metrics = self._times.take()
+        self._records.add(metrics)
+        self._records.round_ends(rollout_id, sides)
         assert self._ledger is not None
         self._ledger.rollout(rollout_id, rollout.entry)
         if self._group is not None:
@@ -224,7 +238,7 @@ class Session:
         if self.config.eval_interval is not None and self._rolls:
             call = self._manager.evaluate.remote(rollout_id)
             action = f"evaluate at rollout {rollout_id}"
-            with span("wait_eval", rollout_id):
+            with span("wait_eval", rollout_id), phase(Phase.EVAL):
                 metrics = self._wait(call, action, self.config.rollout_timeout_s + MARGIN_S)
             self._records.evaluation(step, metrics)
 

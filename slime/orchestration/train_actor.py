@@ -12,7 +12,8 @@ from slime.engines.servers import free_port
 from slime.observability.doctor import register_process
 from slime.observability.garbage import settle_memory
 from slime.observability.logging import setup_logging
-from slime.observability.profile import take_timers, time_metrics, timer
+from slime.observability.phases import Phase, Seconds, Segment, clock, phase
+from slime.observability.profile import take_timers, timer
 from slime.observability.timeline import close_timeline, open_timeline, span
 from slime.observability.waits import WARN_FRACTION, waiting
 from slime.orchestration.ray_cluster import node_address
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from slime.data.batch import RolloutBatch
     from slime.orchestration.ways import WayToEngines
     from slime.training.interface import Trainer
-    from slime.training.update import UpdateHooks
+    from slime.training.update import UpdateHooks, UpdateResult
     from slime.weights.sync import SyncReport
 
 logger = logging.getLogger(__name__)
@@ -38,11 +39,26 @@ class TrainReport:
         steps: metrics of each optimizer step, `train/...`.
         means: metrics of the round.
         consumed: per optimizer step the `Sample.index` of each row this rank computed on.
+        segments: what its time was spent on.
     """
 
     steps: list[dict[str, float]]
     means: dict[str, float]
     consumed: list[list[int]]
+    segments: list[Segment]
+
+
+@dataclass(frozen=True)
+class RankTimes:
+    """Where the time of one rank went since it was asked last, seconds.
+
+    Attributes:
+        phases: all of it.
+        timers: of single pieces of work, by name.
+    """
+
+    phases: Seconds
+    timers: dict[str, float]
 
 
 class TrainActor:
@@ -96,10 +112,11 @@ class TrainActor:
 
     def connect_engines(self, urls: tuple[str, ...]) -> None:
         """Open the way for weights to these engines instead of those before; collective."""
-        self._disconnect()
-        self._way = self._make_way(urls, engines_are_away=bool(self._config.offload_rollout))
-        if self._way is not None:
-            self._way.transport.open()
+        with phase(Phase.SYNC):
+            self._disconnect()
+            self._way = self._make_way(urls, engines_are_away=bool(self._config.offload_rollout))
+            if self._way is not None:
+                self._way.transport.open()
 
     def restore_engine(self, url: str) -> None:
         """Give one engine that was started again the current weights; collective over all ranks.
@@ -113,6 +130,14 @@ class TrainActor:
         slept = self._is_asleep
         if slept:
             self.wake_up()
+        try:
+            with phase(Phase.SYNC):
+                self._restore(url)
+        finally:
+            if slept:
+                self.sleep()
+
+    def _restore(self, url: str) -> None:
         way = self._make_way((url,), engines_are_away=False)
         try:
             if way is not None:
@@ -122,8 +147,6 @@ class TrainActor:
         finally:
             if way is not None:
                 way.close()
-            if slept:
-                self.sleep()
 
     @property
     def _weight_version(self) -> str:
@@ -135,7 +158,7 @@ class TrainActor:
 
         Collective over all ranks. The digest is None on other ranks and without verification.
         """
-        with span("update_weights"):
+        with span("update_weights"), phase(Phase.SYNC):
             report = self._sync(self._way)
         if report is None or self._rank != 0:
             return {}, None
@@ -169,42 +192,52 @@ class TrainActor:
 
     def train(self, rollout_id: int, batch: "RolloutBatch") -> TrainReport:
         """Update the model on this rank's batch."""
+        # What is neither log-probs nor optimizer steps makes the data for them.
+        with clock.record() as segments, phase(Phase.DATA):
+            result = self._update(rollout_id, batch)
+        self._trained_rounds = rollout_id + 1
+        return TrainReport(
+            steps=[_prefixed("train/", metrics) for metrics in result.step_metrics],
+            means=_prefixed("rollout/", result.rollout_metrics),
+            consumed=[batch.samples_of_step(step) for step in range(len(result.step_metrics))],
+            segments=segments,
+        )
+
+    def _update(self, rollout_id: int, batch: "RolloutBatch") -> "UpdateResult":
         from slime.training.update import UpdateHooks, run_update
 
         if self._hooks is None:
             self._hooks = UpdateHooks.from_config(self._config, self._config.to_namespace())
-        hooks = self._hooks
-        timeout_s = self._config.train_timeout_s
+        hooks, timeout_s = self._hooks, self._config.train_timeout_s
         with timer("train", rollout_id), _together(f"train on rollout {rollout_id}", timeout_s):
-            result = run_update(
+            return run_update(
                 self._ready(), batch, self._config, rollout_id=rollout_id, hooks=hooks
             )
-        self._trained_rounds = rollout_id + 1
-        return TrainReport(
-            steps=[_prefixed("train/", metrics) for metrics in result.step_metrics],
-            means=_prefixed("rollout/", result.rollout_metrics) | time_metrics(take_timers()),
-            consumed=[batch.samples_of_step(step) for step in range(len(result.step_metrics))],
-        )
+
+    def take_times(self) -> RankTimes:
+        """Where this rank's time went since the last call."""
+        return RankTimes(clock.take(), take_timers())
 
     def save(self, rollout_id: int) -> None:
         """Write a checkpoint after round `rollout_id`; collective."""
         trainer, timeout_s = self._ready(), self._config.train_timeout_s
         # The export first: the checkpoint says that everything up to this round is done.
-        if self._config.save_hf:
-            with span("save_hf", rollout_id), _together("save for Hugging Face", timeout_s):
-                trainer.save_hf(self._config.save_hf.format(rollout_id=rollout_id))
-        with span("save_checkpoint", rollout_id), _together("save a checkpoint", timeout_s):
-            trainer.save(rollout_id)
+        with phase(Phase.SAVE):
+            if self._config.save_hf:
+                with span("save_hf", rollout_id), _together("save for Hugging Face", timeout_s):
+                    trainer.save_hf(self._config.save_hf.format(rollout_id=rollout_id))
+            with span("save_checkpoint", rollout_id), _together("save a checkpoint", timeout_s):
+                trainer.save(rollout_id)
 
     def sleep(self) -> None:
         """Give the device's memory to the engines; `wake_up` comes before anything else."""
-        with span("sleep"):
+        with timer("sleep"), phase(Phase.OFFLOAD):
             self._ready().sleep()
         self._is_asleep = True
 
     def wake_up(self) -> None:
         """Take the memory back, every bit as it was."""
-        with span("wake_up"):
+        with timer("wake_up"), phase(Phase.OFFLOAD):
             self._ready().wake_up()
         self._is_asleep = False
 

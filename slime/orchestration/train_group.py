@@ -11,8 +11,9 @@ import ray
 from slime.config.config import Config
 from slime.config.layout import data_parallel_rank
 from slime.errors import SlimeError
+from slime.observability.phases import sum_of
 from slime.orchestration.placement import Placement
-from slime.orchestration.train_actor import TrainActor, TrainReport
+from slime.orchestration.train_actor import RankTimes, TrainActor, TrainReport
 from slime.orchestration.waiting import wait_for
 
 if TYPE_CHECKING:
@@ -79,7 +80,11 @@ class TrainGroup:
     def train(
         self, rollout_id: int, batches: Sequence["ray.ObjectRef[RolloutBatch]"]
     ) -> TrainReport:
-        """Update the model on one rollout; rank 0's metrics, the samples of all ranks."""
+        """Update the model on one rollout.
+
+        Returns:
+            Rank 0's metrics, the samples of all ranks, the segments of the slowest one.
+        """
         batch_of = [data_parallel_rank(self._config, rank) for rank in range(len(self._actors))]
         calls = {
             f"train rank {rank}": actor.train.remote(rollout_id, batches[batch_of[rank]])
@@ -91,7 +96,12 @@ class TrainGroup:
         # Ranks of one batch say the same: one of them speaks for it.
         per_batch = [reports[batch_of.index(n)].consumed for n in range(len(batches))]
         steps = [sorted(chain.from_iterable(ranks)) for ranks in zip(*per_batch, strict=True)]
-        return replace(reports[0], consumed=steps)
+        slowest = max(reports, key=lambda report: sum(sum_of(report.segments).values()))
+        return replace(reports[0], consumed=steps, segments=slowest.segments)
+
+    def start_take_times(self) -> dict[str, "ray.ObjectRef[RankTimes]"]:
+        """Ask every rank where its time went since the last call; who is asked -> the call."""
+        return self._call_all("take_times")
 
     def save(self, rollout_id: int) -> None:
         """Write a checkpoint after round `rollout_id`."""

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from slime.engines.protocol import MemoryTag
+from slime.observability.phases import Phase, phase
 from slime.orchestration.train_group import TrainGroup
 
 # After the weights, which land before the cache takes what is free.
@@ -49,7 +50,7 @@ class Turns:
     def trainers(self) -> None:
         """The trainer's turn, with all of the engines' memory."""
         if self._engines_leave and not self._engines_are_away:
-            self._wait(self._manager.release_engines.remote(), "release the engines' memory")
+            self._release()
             self._engines_are_away = True
         self._wake_trainer()
 
@@ -72,8 +73,7 @@ class Turns:
             yield
             return
         if self._engines_leave:
-            tags = tuple(_TO_GENERATE)
-            self._wait(self._manager.release_engines.remote(tags), "release the engines' memory")
+            self._release(*_TO_GENERATE)
         self._wake_trainer()
         yield
         self._send_trainer_to_sleep()
@@ -82,13 +82,20 @@ class Turns:
 
     def _wake_trainer(self) -> None:
         if self._trainer_is_away:
-            self._group.wake_up()
+            with phase(Phase.OFFLOAD):
+                self._group.wake_up()
             self._trainer_is_away = False
 
     def _send_trainer_to_sleep(self) -> None:
         if self._trainer_leaves:
-            self._group.sleep()
+            with phase(Phase.OFFLOAD):
+                self._group.sleep()
             self._trainer_is_away = True
 
+    def _release(self, *tags: MemoryTag) -> None:
+        with phase(Phase.OFFLOAD):
+            self._wait(self._manager.release_engines.remote(tags), "release the engines' memory")
+
     def _resume(self, *tags: MemoryTag) -> None:
-        self._wait(self._manager.resume_engines.remote(tags), "resume the engines' memory")
+        with phase(Phase.OFFLOAD):
+            self._wait(self._manager.resume_engines.remote(tags), "resume the engines' memory")

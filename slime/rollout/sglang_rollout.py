@@ -16,6 +16,7 @@ from slime.data.sample import Sample
 from slime.engines.client import EngineClient
 from slime.errors import ConfigError, DataError, DeadlineExceeded, EngineError
 from slime.observability.doctor import late_report
+from slime.observability.phases import Phase, side_by_side
 from slime.plugins import load_function
 from slime.rollout import loop
 from slime.rollout.base_types import (
@@ -201,7 +202,8 @@ class _Round:
         if not self.leftovers:
             return
         try:
-            await asyncio.to_thread(self.data_source.add_samples, self.leftovers)
+            with side_by_side(Phase.DATA):
+                await asyncio.to_thread(self.data_source.add_samples, self.leftovers)
         except ConfigError as error:
             if self.args.partial_rollout:
                 raise
@@ -236,7 +238,8 @@ class _Round:
         """Submit `over_sampling_batch_size` groups at a time while too few are on their way."""
         size = self.args.over_sampling_batch_size or self.target
         while len(self.accepted) + len(self.reserve) + len(self.tasks) < self.target:
-            groups = await asyncio.to_thread(self.data_source.get_samples, size)
+            with side_by_side(Phase.DATA):
+                groups = await asyncio.to_thread(self.data_source.get_samples, size)
             if not groups:
                 raise DataError(
                     f"rollout {self.rollout_id}: the data source gave no group when asked for "

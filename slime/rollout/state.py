@@ -6,7 +6,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
@@ -14,6 +14,7 @@ from slime.config.checkpoints import is_hf_folder, read_hf_config
 from slime.data.chat import Tokenizer, load_tokenizer
 from slime.engines.client import EngineClient, trust_with_key
 from slime.observability.metrics import spread
+from slime.observability.phases import Phase, side_by_side
 
 REQUEST_TIMES = ("e2e_latency", "queue_time")
 _NUMBERS = (int, float)
@@ -37,6 +38,9 @@ class Progress:
     running: int = 0
     tokens: int = 0
     started: float = 0.0
+    _sample_seconds: float = 0.0
+    _since: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def begin(self, rollout_id: int, target: int) -> None:
         """A round begins."""
@@ -46,6 +50,24 @@ class Progress:
     def end(self) -> None:
         """The round is over."""
         self.rollout_id, self.target = None, 0
+
+    def run(self, num_samples: int) -> None:
+        """So many more samples are running, or fewer."""
+        with self._lock:
+            self._count_seconds()
+            self.running += num_samples
+
+    def take_sample_seconds(self) -> float:
+        """Seconds that samples have been running since the last call, each counted for itself."""
+        with self._lock:
+            self._count_seconds()
+            seconds, self._sample_seconds = self._sample_seconds, 0.0
+        return seconds
+
+    def _count_seconds(self) -> None:
+        now = time.monotonic()
+        self._sample_seconds += self.running * (now - self._since)
+        self._since = now
 
     def counts(self) -> dict[str, float]:
         """By name, with the round's `seconds` so far; only `running` between rounds."""
@@ -143,11 +165,12 @@ class GenerateState:
                 for _ in range(wanted):
                     await self.semaphore.acquire()
                     taken += 1
-            progress.running += num_samples
+            progress.run(num_samples)
             try:
-                yield
+                with side_by_side(Phase.GENERATE):
+                    yield
             finally:
-                progress.running -= num_samples
+                progress.run(-num_samples)
         finally:
             for _ in range(taken):
                 self.semaphore.release()

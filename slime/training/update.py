@@ -12,6 +12,7 @@ from torch import Tensor
 from slime.config.config import Config
 from slime.data.batch import Ragged, RolloutBatch
 from slime.errors import ConfigError, DataError
+from slime.observability.phases import Phase, phase
 from slime.observability.profile import timer
 from slime.observability.timeline import span
 from slime.plugins import load_function
@@ -106,7 +107,7 @@ def run_update(
     columns = _checked_columns(batch, config, data)
     rollout_metrics = mean_metrics(batch, data, trainer.sum_over_dp)
     step_metrics: list[Metrics] = []
-    with timer("actor_train"):
+    with timer("actor_train"), phase(Phase.TRAIN):
         for step_id, plan in enumerate(batch.steps):
             step = TrainStep(
                 batch=batch,
@@ -200,13 +201,13 @@ def _add_log_probs(
     """Columns log_probs, ref_log_probs and kl, those that are needed."""
     if needs_old_log_probs(config, len(batch.steps), hooks):
         model = ModelTag.OLD_ACTOR if config.keep_old_actor else ModelTag.ACTOR
-        with timer("log_probs"):
+        with timer("log_probs"), phase(Phase.LOG_PROBS):
             data["log_probs"] = trainer.log_probs(batch, model)
     if not needs_reference(config):
         if config.use_kl_loss:
             _say_reference_is_skipped()
         return
-    with timer("ref_log_probs"):
+    with timer("ref_log_probs"), phase(Phase.LOG_PROBS):
         data["ref_log_probs"] = trainer.log_probs(batch, ModelTag.REF)
     old = data["rollout_log_probs"] if config.use_rollout_logprobs else data.get("log_probs")
     if old is not None:

@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable
 
 import pytest
+from support.slow_phases import GENERATE_S, TRAIN_S
+from support.train_runs import ROOT, Run, phases_of
 
 GRPO = (
     "--hf-checkpoint {work}/model --rollout-num-gpus 2 --prompt-data {work}/data/train.jsonl --input-key prompt "
@@ -54,16 +56,39 @@ def test_run_folder_holds_config_metrics_samples_and_checkpoints(first, work) ->
     assert (work.path / "hf-1" / "model.safetensors").exists()
 
 
-def test_the_one_step_off_driver_resumes_from_the_checkpoint(first, train) -> None:
-    resumed = train(
+@pytest.fixture(scope="module")
+def resumed(first, train) -> Run:
+    """Two more rounds by the one-step-off driver; generation and each optimizer step take a while."""
+    run = train(
         "resumed",
         GRPO
-        + "--rollout-num-gpus 1 --num-rollout 4 --load {work}/ckpt --override-opt-param-scheduler",
+        + "--rollout-num-gpus 1 --num-rollout 4 --load {work}/ckpt --override-opt-param-scheduler "
+        "--custom-generate-function-path support.slow_phases.generate "
+        "--custom-megatron-before-train-step-hook-path support.slow_phases.before_train_step",
         script="train_async.py",
+        paths=(ROOT / "tests",),
     )
-    assert resumed.code == 0, resumed.output[-3000:]
+    assert run.code == 0, run.output[-3000:]
+    return run
+
+
+def test_the_one_step_off_driver_resumes_from_the_checkpoint(resumed) -> None:
     assert resumed.series("rollout/step") == [2, 3]
     assert len(resumed.series("rollout/raw_reward")) == 2
+
+
+def test_a_generation_beside_the_training_is_the_engines_time_not_the_drivers(resumed) -> None:
+    # In this row the first generation was waited for, and the second went on beside two steps.
+    driver, trainer, engines = (
+        phases_of(resumed, side)[0] for side in ("round", "trainer", "engines")
+    )
+    assert engines["generate"] >= 2 * GENERATE_S
+    assert driver["train"] >= 2 * TRAIN_S
+    assert driver["generate"] <= engines["generate"] - 0.9 * GENERATE_S
+    whole = resumed.series("perf/round_time")[0]
+    assert sum(driver.values()) == pytest.approx(whole)
+    for side in (trainer, engines):
+        assert sum(side.values()) == pytest.approx(whole, rel=0.01, abs=0.02)
 
 
 def test_saved_rollouts_train_without_engines_and_on_two_ranks(first, train) -> None:

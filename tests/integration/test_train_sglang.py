@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from support.engine_server import SGLANG_CPU, SGLANG_STAND_INS, running, sglang_spec
-from support.train_runs import QUICKSTART, Run, Work
+from support.train_runs import QUICKSTART, Run, Work, phases_of
 
 from slime.engines.sglang.invitation import RECEIVER
 
@@ -56,6 +56,18 @@ def test_each_engine_got_each_sync_in_one_request(run: Run) -> None:
         log = (run.folder / "logs" / f"engine-{number}.log").read_text()
         # A note of what was loaded, before the first round, after each of three, and a goodbye.
         assert log.count('POST /update_weights_from_tensor HTTP/1.1" 200') == 6
+
+
+@pytest.mark.parametrize("side", ["round", "trainer", "engines"])
+def test_handing_devices_over_is_offload_on_every_side(run: Run, side: str) -> None:
+    found = phases_of(run, side)[1]
+    assert found["offload"] > 0
+    whole = run.series("perf/round_time")[1]
+    assert sum(found.values()) == pytest.approx(whole, rel=0.01, abs=0.05)
+
+
+def test_the_trainer_says_how_long_it_takes_to_leave_and_return(run: Run) -> None:
+    assert len(run.series("perf/sleep_time")) == len(run.series("perf/wake_up_time")) == 3
 
 
 # --- one engine over two nodes, which here are one; each has a slot ---

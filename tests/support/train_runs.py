@@ -38,3 +38,17 @@ class Run:
     def series(self, name: str) -> list[float]:
         """Values of one metric, in the order they were logged."""
         return [row[name] for row in read_metrics(self.folder / "metrics.jsonl") if name in row]
+
+
+def phases_of(run: Run, side: str) -> list[dict[str, float]]:
+    """Seconds per phase of one side (`round`, `trainer`, `engines`), round after round."""
+    prefix, suffix = f"perf/{side}/", "_time"
+    return [
+        {
+            name[len(prefix) : -len(suffix)]: value
+            for name, value in row.items()
+            if name.startswith(prefix) and name.endswith(suffix)
+        }
+        for row in read_metrics(run.folder / "metrics.jsonl")
+        if f"{prefix}idle_time" in row
+    ]

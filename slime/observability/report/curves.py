@@ -12,7 +12,6 @@ Rows = Sequence[Mapping[str, float]]
 AXES = ("rollout/step", "train/step", "eval/step")
 _MAX_POINTS = 2000
 _MAX_POINTS_OF_OTHERS = 300  # of what no chart shows: the table's small curves
-MAX_BARS = 400
 
 # Every chart of the page: title, note, names of its curves; the first is drawn solid, the others
 # dashed. A name may end in "*". Charts without data are left out.
@@ -35,19 +34,6 @@ CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
      ("perf/tokens_per_gpu_per_sec", "perf/effective_tokens_per_gpu_per_sec")),
     ("Groups without signal", "groups in which all samples got the same reward", ("zero_std/groups",)),
 )  # fmt: skip
-
-_PHASES = (
-    ("rollout", "perf/rollout_time"),
-    ("rollout_data", "perf/rollout_data_time"),
-    ("log_probs", "perf/log_probs_time"),
-    ("ref_log_probs", "perf/ref_log_probs_time"),
-    ("actor_train", "perf/actor_train_time"),
-    ("train: rest", None),
-    ("update_weights", "perf/update_weights_time"),
-    ("save", "perf/save_model_time"),
-    ("other", None),
-)
-_INSIDE_TRAIN = ("perf/log_probs_time", "perf/ref_log_probs_time", "perf/actor_train_time")
 
 
 def series_of(rows: Rows) -> dict[str, Points]:
@@ -130,38 +116,6 @@ def packed(series: Mapping[str, Points], rows: Rows) -> dict[str, dict[str, Any]
     return packs
 
 
-def phases(series: Mapping[str, Points]) -> dict[str, Any]:
-    """Seconds per phase and round, stacked; neighbouring rounds averaged to at most 400 bars.
-
-    Phases that overlap, as in train_async.py, may add up to more than the round took.
-    """
-    # By name: the time of an evaluation has the steps of another axis.
-    wanted = {"perf/step_time", "perf/train_time", *(name for _, name in _PHASES if name)}
-    tables = {name: dict(series[name]) for name in sorted(wanted & set(series))}
-    total = tables.get("perf/step_time", {})
-    rounds = sorted({step for table in tables.values() for step in table})
-    columns: dict[str, list[float]] = {label: [] for label, _ in _PHASES}
-    for step in rounds:
-        at = {name: table[step] for name, table in tables.items() if step in table}
-        known = {label: at.get(name, 0.0) if name else 0.0 for label, name in _PHASES}
-        train = at.get("perf/train_time", 0.0) - sum(at.get(name, 0.0) for name in _INSIDE_TRAIN)
-        known["train: rest"] = max(0.0, train)
-        known["other"] = max(0.0, at.get("perf/step_time", 0.0) - sum(known.values()))
-        for label, value in known.items():
-            columns[label].append(value if math.isfinite(value) else 0.0)
-    bins = _bins(len(rounds))
-    return {
-        "first": [_step(rounds[a]) for a, _ in bins],
-        "last": [_step(rounds[b - 1]) for _, b in bins],
-        "total": [_mean([total.get(step, 0.0) for step in rounds[a:b]]) for a, b in bins],
-        "parts": [
-            {"name": label, "seconds": [_mean(values[a:b]) for a, b in bins]}
-            for label, values in columns.items()
-            if any(values)
-        ],
-    }
-
-
 def short(value: float) -> float | str:
     """Six digits; what JSON lacks as text."""
     if math.isfinite(value):
@@ -171,12 +125,3 @@ def short(value: float) -> float | str:
 
 def _step(step: float) -> float:
     return int(step) if step == int(step) else step
-
-
-def _bins(count: int) -> list[tuple[int, int]]:
-    num_bins = min(count, MAX_BARS)
-    return [(i * count // num_bins, (i + 1) * count // num_bins) for i in range(num_bins)]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(f"{sum(values) / len(values):.4g}")

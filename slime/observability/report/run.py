@@ -20,6 +20,7 @@ from slime.observability.report.files import (
     read_object,
 )
 from slime.observability.report.history import ledger_events, ledger_staleness, ledger_summary
+from slime.observability.report.phases import phases
 from slime.observability.report.samples import MAX_BYTES, shown_samples, staleness
 from slime.observability.report.timeline import MAX_SPANS, timeline
 
@@ -52,7 +53,7 @@ def run_data(
         "facts": _facts(config, rows, series),
         "series": curves.packed(series, rows),
         "charts": curves.charts(series),
-        "phases": curves.phases(series),
+        "phases": phases(series),
         "timeline": timeline(run, notes, rounds, MAX_SPANS // share),
         "samples": shown_samples(run / "samples", notes, rounds, MAX_BYTES // share),
         "ledger": ledger_summary(events),

@@ -9,12 +9,14 @@ import inspect
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, cast
 
 from slime.data.sample import Sample, Status
 from slime.errors import ConfigError, RewardError
+from slime.observability.phases import Phase, side_by_side
 from slime.observability.waits import waiting
 from slime.plugins import load_function
 from slime.registry import REWARDS, lookup
@@ -82,10 +84,13 @@ async def batched_async_rm(args: Any, samples: Sequence[Sample], **kwargs: Any) 
     return rewards
 
 
-def _judging(args: Any, name: Any) -> waiting:
+@contextmanager
+def _judging(args: Any, name: Any) -> Generator[None]:
     """The wait for a reward; late after half its deadline."""
     deadline_s = args.reward_timeout_s
-    return waiting(f"reward {name}", "judge", deadline_s=deadline_s, warn_after_s=deadline_s / 2)
+    wait = waiting(f"reward {name}", "judge", deadline_s=deadline_s, warn_after_s=deadline_s / 2)
+    with wait, side_by_side(Phase.REWARD):
+        yield
 
 
 async def _one_by_one(args: Any, samples: Sequence[Sample], **kwargs: Any) -> list[Reward]:

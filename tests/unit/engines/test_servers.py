@@ -1,4 +1,5 @@
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -7,7 +8,13 @@ import threading
 import psutil
 import pytest
 
-from slime.engines.servers import ServerProcess, ServerSpec, command_line, free_port
+from slime.engines.servers import (
+    OPEN_FILES,
+    ServerProcess,
+    ServerSpec,
+    command_line,
+    free_port,
+)
 from slime.errors import EngineUnavailable
 
 
@@ -83,3 +90,17 @@ def test_a_server_outlives_the_thread_that_started_it(tmp_path):
 def test_options_become_flags():
     options = {"model_path": "m", "flag": True, "off": False, "none": None, "list": [1, 2]}
     assert command_line(options) == ["--model-path", "m", "--flag", "--list", "1", "2"]
+
+
+def test_a_server_may_open_more_files_than_the_soft_limit_of_the_shell(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+    try:
+        code = "import resource; print(resource.getrlimit(resource.RLIMIT_NOFILE))"
+        server = ServerProcess(spec(tmp_path, code))
+        server._process.wait(20.0)
+        assert server.log_tail().strip() == str((min(before[1], OPEN_FILES), before[1]))
+        # Its clients are in this process.
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 256
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -12,8 +12,9 @@ import pytest
 from slime.cli.main import main
 from slime.cli.report import write_report
 from slime.errors import ConfigError
-from slime.observability.report.curves import charts, phases, series_of, thinned
+from slime.observability.report.curves import charts, series_of, thinned
 from slime.observability.report.files import Notes
+from slime.observability.report.phases import MAX_BARS, phases
 from slime.observability.report.run import run_data
 from slime.observability.report.samples import MAX_BYTES, sample_view, spread_out
 
@@ -192,7 +193,42 @@ def test_thinning_keeps_the_spikes():
     assert thinned(points[:2000], 2000) == points[:2000]
 
 
-def test_phases_add_up_to_the_round():
+def test_phases_of_each_side_add_up_and_have_their_share():
+    rows = [
+        {
+            "rollout/step": i,
+            "perf/round/generate_time": 6.0 + i,
+            "perf/round/train_time": 3.0,
+            "perf/round/idle_time": 1.0,
+            "perf/trainer/train_time": 3.0,
+            "perf/trainer/idle_time": 7.0 + i,
+        }
+        for i in range(2)
+    ]
+    rows[1]["perf/round/eval_time"] = 4.0  # only after the first round
+    driver, trainer = phases(series_of(rows))
+    assert (driver["side"], trainer["side"]) == ("round", "trainer")
+    assert driver["total"] == [10.0, 15.0]
+    parts = {part["name"]: part["seconds"] for part in driver["parts"]}
+    assert parts == {
+        "generate": [6.0, 7.0],
+        "train": [3.0, 3.0],
+        "eval": [0.0, 4.0],
+        "idle": [1.0, 1.0],
+    }
+    shares = {part["name"]: (part["seconds"], part["share"]) for part in driver["shares"]}
+    assert shares["generate"] == (13.0, 0.52)
+    assert sum(share for _, share in shares.values()) == pytest.approx(1.0)
+
+
+def test_phases_of_many_rounds_are_averaged():
+    rows = [{"rollout/step": i, "perf/round/idle_time": float(i)} for i in range(2 * MAX_BARS)]
+    (driver,) = phases(series_of(rows))
+    assert driver["first"][:2] == [0, 2]
+    assert driver["parts"][0]["seconds"][:2] == [0.5, 2.5]
+
+
+def test_a_run_without_clocks_shows_what_its_metrics_tell():
     row = {
         "rollout/step": 0,
         "perf/step_time": 10.0,
@@ -202,7 +238,7 @@ def test_phases_add_up_to_the_round():
         "perf/update_weights_time": 1.0,
     }
     evaluation = {"eval/step": 1, "perf/eval_time": 3.0}  # belongs to no round
-    found = phases(series_of([row, evaluation]))
+    (found,) = phases(series_of([row, evaluation]))
     parts = {part["name"]: part["seconds"][0] for part in found["parts"]}
     assert parts == {
         "rollout": 5.0,

@@ -1,9 +1,11 @@
 """The order in which trainer and engines hand over the memory of shared devices."""
 
+import time
 from typing import Any
 
 import pytest
 
+from slime.observability.phases import Phase, clock, phase, sum_of
 from slime.orchestration.turns import Turns
 
 
@@ -106,3 +108,35 @@ def test_devices_of_their_own_are_never_left() -> None:
     calls: list[str] = []
     a_start_and_a_round(turns(calls, trainer_leaves=False, engines_leave=False), calls)
     assert calls == ["load", "sync", "generate", "train", "sync", "save"]
+
+
+def test_handing_over_is_time_of_its_own() -> None:
+    seconds = 0.02
+
+    class SlowTrainers(FakeTrainers):
+        def sleep(self) -> None:
+            time.sleep(seconds)
+            super().sleep()
+
+    calls: list[str] = []
+    group: Any = SlowTrainers(calls)
+    on = Turns(
+        FakeManager(calls),
+        group,
+        trainer_leaves=True,
+        engines_leave=True,
+        wait=lambda call, action: time.sleep(seconds),
+    )
+    with clock.record() as segments, phase(Phase.SYNC), on.sync():
+        time.sleep(seconds)
+    spent = sum_of(segments)
+    assert calls == ["trainer leaves"]  # the engines had not left
+    assert min(spent[Phase.OFFLOAD], spent[Phase.SYNC]) >= seconds
+    with clock.record() as segments:
+        on.trainers()  # engines leave, the trainer returns
+        with (
+            phase(Phase.SYNC),
+            on.sync(),
+        ):  # engines take weights, the trainer leaves, engines the rest
+            pass
+    assert sum_of(segments)[Phase.OFFLOAD] >= 4 * seconds

@@ -4,13 +4,14 @@ const COLORS = {
   rollout: "#3b82f6", generate: "#3b82f6", eval: "#8b5cf6", rollout_data: "#22a6c3", put_batches: "#67c7dc",
   log_probs: "#eab308", ref_log_probs: "#c99a0a", actor_train: "#f97316", train_step: "#fb9a55", "train: rest": "#fdba74", train: "#f3b98a",
   advantages: "#a3b31f", update_weights: "#10a37f", pause: "#7fa99b", send: "#2bbd93", verify: "#14867a", resume: "#8fd3bf",
+  reward: "#84cc16", data: "#22a6c3", sync: "#10a37f", offload: "#7c8fa6",
   save: "#ec4899", save_checkpoint: "#ec4899", save_hf: "#f48fbd", load_model: "#8795a8", other: "#a8b3c1",
 };
 const SPARE = ["#64748b", "#b45309", "#0e7490", "#a21caf", "#4d7c0f", "#be123c"];
 const isWait = (name) => name.startsWith("wait");
 function phaseColor(name) {
   if (COLORS[name]) return COLORS[name];
-  if (isWait(name)) return css("--hatch");
+  if (isWait(name) || name === "idle") return css("--hatch");
   return SPARE[[...name].reduce((sum, c) => sum + c.codePointAt(0), 0) % SPARE.length];
 }
 /** Colours of these names, all waiting as one, in the order of the table above. */
@@ -54,16 +55,37 @@ function phaseSvg(phases, width) {
   svg.addEventListener("pointerleave", hideTip);
   return svg;
 }
+/** Shares of the whole run: a bar and the numbers of each side. */
+function sharesTable(sides) {
+  const order = sides.flatMap((side) => side.shares.map((part) => part.name)).filter((name, i, all) => all.indexOf(name) === i);
+  const cell = (side, name) => side.shares.find((part) => part.name === name);
+  const percent = (part) => part ? `${num(+(100 * part.share).toPrecision(3))} %` : "";
+  const bar = (side) => el("div", { class: "bar" }, side.shares.map((part) => {
+    const piece = painted(el("span", { title: `${part.name}: ${percent(part)}, ${seconds(part.seconds)}` }), phaseColor(part.name));
+    piece.style.width = `${100 * part.share}%`;
+    return piece;
+  }));
+  return el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "side"), el("th", { class: "wide" }, ""), order.map((name) => el("th", { class: "num" }, dot(phaseColor(name)), name)))),
+    el("tbody", {}, sides.map((side) => el("tr", {}, el("td", {}, side.side), el("td", { class: "wide" }, bar(side)), order.map((name) => el("td", { class: "num" }, percent(cell(side, name))))))));
+}
 function phasesSection() {
-  if (!RUNS.some((run) => run.phases.first.length)) return;
-  let phases = RUNS[0].phases;
-  const holder = el("div"), below = el("div");
+  if (!RUNS.some((run) => run.phases.some((side) => side.first.length))) return;
+  const holder = el("div"), below = el("div"), table = el("div", { class: "card scroll" }), tools = el("span");
+  let phases, sides;
   const draw = (width) => {
     holder.replaceChildren(phases.first.length ? phaseSvg(phases, width) : el("p", { class: "sub" }, "This run has no times."));
     below.replaceChildren(legend(phases.parts.map((part) => part.name)));
   };
-  const tools = runChoice((i) => { phases = RUNS[i].phases; draw(holder.clientWidth); });
-  section("time", "Time", "seconds of each round; phases side by side, as in train_async.py, add up to more", tools).append(el("div", { class: "card" }, holder, below));
+  const load = (i) => {
+    sides = RUNS[i].phases;
+    phases = sides[0];
+    table.replaceChildren(sharesTable(sides));
+    tools.replaceChildren(sides.length > 1 ? choice(sides.map((side) => side.side), (j) => { phases = sides[j]; draw(holder.clientWidth); }) : "");
+    draw(holder.clientWidth);
+  };
+  const node = section("time", "Time", "where the time of each round went: for the driver, a training rank, the engines", runChoice(load), tools);
+  node.append(el("div", { class: "card" }, holder, below), table);
+  load(0);
   onWidth(holder, draw);
 }
 
