@@ -1,4 +1,4 @@
-"""Rules about the sizes of an SGLang engine: what its server would say only when it loads."""
+"""Rules about SGLang engines: what a server would say only when it loads, or not at all."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,8 +11,8 @@ _SIZE = "--rollout-num-gpus-per-engine"
 
 def engine_sizes(config: Config) -> Iterator[str]:
     """What is wrong with how an engine on GPUs shares the model among its devices."""
-    is_sglang = config.rollout_engine == "auto" and config.device == "cuda"
-    if not is_sglang or config.debug_train_only:
+    is_on_gpus = config.rollout_engine == "auto" and config.device == "cuda"
+    if not is_on_gpus or config.debug_train_only:
         return
     size, pipeline = config.rollout_num_gpus_per_engine, config.sglang_argv.get("pp_size", 1)
     if size % pipeline:
@@ -20,6 +20,32 @@ def engine_sizes(config: Config) -> Iterator[str]:
     tensor = size // pipeline
     yield from _attention(config, tensor)
     yield from _experts(config, tensor)
+
+
+def pausing(config: Config) -> Iterator[str]:
+    """What is wrong with how weights reach engines that are at work."""
+    mode = config.update_weight_pause_mode
+    if config.update_weights_in_flight and config.colocate:
+        yield (
+            "--update-weights-in-flight: with --colocate nothing is generated while weights change; "
+            "leave it out, or give both sides devices of their own and run train_async.py"
+        )
+    is_sglang = config.rollout_engine == "sglang" or (
+        config.rollout_engine == "auto" and config.device == "cuda"
+    )
+    if not is_sglang or mode in (None, "abort"):
+        return
+    if config.colocate:
+        yield (
+            f"--update-weight-pause-mode {mode}: with --colocate nothing is generated while weights "
+            "change; leave it out"
+        )
+    elif not config.sglang_argv.get("disable_radix_cache"):
+        yield (
+            f"--update-weight-pause-mode {mode}: SGLang would keep in its prefix cache what it read "
+            "with the old weights, and later prompts would use it; add --sglang-disable-radix-cache, "
+            "or use abort, which is exact and keeps that cache"
+        )
 
 
 def _attention(config: Config, tensor: int) -> Iterator[str]:

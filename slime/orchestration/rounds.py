@@ -232,8 +232,8 @@ def _plain(reward: Any) -> Any:
 
 
 def _versions_of(sample: Sample) -> list[str]:
-    """All that wrote a part of it; an engine call names the last one only."""
-    return [*sample.weight_versions, *versions_in(sample.version_spans)]
+    """All that wrote a part of it: by its spans, or by engine call where it has none."""
+    return list(versions_in(sample.version_spans)) or sample.weight_versions
 
 
 def _number(version: str) -> int:
