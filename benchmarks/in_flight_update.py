@@ -53,7 +53,7 @@ def main() -> None:
         model = save_tiny_model(Path(folder), "qwen3", max_position_embeddings=CONTEXT)
         for modes, extra in _servers(options.engine):
             for row in _measured(options, model, Path(folder), modes, extra):
-                print(json.dumps(row))
+                sys.stdout.write(json.dumps(row) + "\n")
 
 
 def _servers(engine: str) -> list[tuple[list[PauseMode], list[str]]]:
@@ -109,7 +109,8 @@ class _Bench:
         self.control, self.transport = control, transport
         self.version = 0
         self.weights = [
-            tiny_model("qwen3", seed=i, max_position_embeddings=CONTEXT).state_dict() for i in (5, 6)
+            tiny_model("qwen3", seed=i, max_position_embeddings=CONTEXT).state_dict()
+            for i in (5, 6)
         ]
 
     async def row(self, mode: PauseMode) -> dict[str, Any]:

@@ -48,6 +48,16 @@ def pausing(config: Config) -> Iterator[str]:
         )
 
 
+def routing(config: Config) -> Iterator[str]:
+    """What is wrong with the router's policy."""
+    policy = config.router_argv.get("policy")
+    if policy == "power_of_two" and config.sglang_router_ip is None:
+        yield (
+            "--router-policy power_of_two: the router wants to know its engines when it starts, and "
+            "slime's register once they serve; least_load is its better half"
+        )
+
+
 def _attention(config: Config, tensor: int) -> Iterator[str]:
     has_copies = config.sglang_argv.get("enable_dp_attention", False)
     copies = config.sglang_argv.get("dp_size", 1) if has_copies else 1

@@ -14,6 +14,9 @@ from slime.rollout.state import GenerateState
 
 Status = Sample.Status
 
+# Of smg's policies those that look at the key; --router-sticky-sessions lets the others look too.
+KEYED_POLICIES = frozenset({"consistent_hashing", "manual"})
+
 
 async def generate(args: Any, sample: Sample, sampling_params: Mapping[str, Any]) -> Sample:
     """`sample` with one answer of the engine appended; a partial sample goes on where it stopped.
@@ -163,8 +166,14 @@ def set_prompt_ids(state: GenerateState, sample: Sample) -> None:
 
 
 def routing_headers(args: Any, sample: Sample) -> dict[str, str]:
-    """The header by which the router keeps the turns of one sample on one engine."""
-    if args.router_argv.get("policy") == "consistent_hashing" and sample.session_id:
+    """The header by which the router keeps the turns of one sample on one engine.
+
+    Only where it routes by keys: under prefix_hash a key would take the place of the prefix, which
+    brings the samples of a group together.
+    """
+    router: Mapping[str, Any] = args.router_argv
+    is_keyed = router.get("policy") in KEYED_POLICIES or router.get("routing_key_override")
+    if is_keyed and sample.session_id:
         return {"X-SMG-Routing-Key": sample.session_id}
     return {}
 
