@@ -48,6 +48,9 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=600, help="tokens of each answer")
     parser.add_argument("--syncs", type=int, default=3, help="in the time of these answers")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--bare-pause", action="store_true", help="pause without ending the requests before"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model = save_tiny_model(Path(folder), "qwen3", max_position_embeddings=CONTEXT)
@@ -78,7 +81,8 @@ def _measured(
             request_timeout_s=TIMEOUT_S, timeout_s=START_TIMEOUT_S,
         )  # fmt: skip
         router.add_engines([spec.url], START_TIMEOUT_S)
-        control = EngineControl([spec.url], timeout_s=TIMEOUT_S)
+        kind = _BarePause if options.bare_pause else EngineControl
+        control = kind([spec.url], timeout_s=TIMEOUT_S)
         where: dict[str, Any] = {"host": "127.0.0.1", "timeout_s": TIMEOUT_S}
         transport: Any
         if options.engine == "embedded":
@@ -93,6 +97,11 @@ def _measured(
             transport.close()
             control.close()
             router.stop()
+
+
+class _BarePause(EngineControl):
+    def pause(self, mode: str) -> None:
+        self.post_all("/pause_generation", {"mode": mode})
 
 
 class _Bench:
@@ -124,7 +133,7 @@ class _Bench:
         await close_clients()
         return {
             "engine": self.options.engine,
-            "mode": mode.value,
+            "mode": mode.value + (", bare pause" if self.options.bare_pause else ""),
             "samples": self.options.samples,
             "length": self.options.length,
             "syncs": self.options.syncs,
