@@ -29,7 +29,7 @@ from slime.engines.client import close_clients
 from slime.engines.control import EngineControl
 from slime.engines.protocol import PauseMode
 from slime.engines.router import Router
-from slime.engines.sglang.receiver import PATH
+from slime.engines.sglang.invitation import RECEIVER
 from slime.rollout.generate import generate
 from slime.rollout.state import GenerateState
 from slime.weights.gloo import GlooTransport
@@ -73,7 +73,7 @@ def _measured(
     if options.engine == "embedded":
         spec = engine_spec(model, logs, *running_most)
     else:
-        more = ("--custom-weight-loader", PATH, "--max-total-tokens", "65536", *extra)
+        more = ("--custom-weight-loader", RECEIVER, "--max-total-tokens", "65536", *extra)
         spec = sglang_spec(model, logs, *running_most, *more)
     with running(spec):
         router = Router.start(

@@ -7,9 +7,10 @@ from typing import Any, Protocol
 import torch.distributed as dist
 
 from slime.config.config import Config
+from slime.config.engine_rules import pausing
 from slime.engines.control import EngineControl
 from slime.engines.protocol import PauseMode
-from slime.errors import WeightSyncError
+from slime.errors import ConfigError, WeightSyncError
 from slime.orchestration.placement import engine_kind
 from slime.weights.gloo import GlooTransport
 from slime.weights.local import LocalControl, LocalTransport, Ranks
@@ -130,7 +131,13 @@ def pause_mode(config: Config) -> PauseMode:
 
     The embedded engine reads the tokens of running requests anew. SGLang would find them in its prefix
     cache as they were under the old weights: there requests end, and their clients go on with them.
+
+    Raises:
+        ConfigError: SGLang would mix old and new weights; with `--device auto` only now is it known
+            that it is SGLang.
     """
+    for problem in pausing(config):
+        raise ConfigError(problem)
     if config.update_weight_pause_mode is not None:
         return PauseMode(config.update_weight_pause_mode)
     return PauseMode.RETRACT if engine_kind(config) == "embedded" else PauseMode.ABORT

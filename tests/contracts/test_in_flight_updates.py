@@ -31,7 +31,7 @@ from slime.engines.client import close_clients
 from slime.engines.control import EngineControl
 from slime.engines.protocol import PauseMode
 from slime.engines.router import Router
-from slime.engines.sglang.receiver import PATH
+from slime.engines.sglang.invitation import RECEIVER
 from slime.rollout.generate import generate
 from slime.rollout.groups import generate_and_rm_group
 from slime.rollout.state import GenerateState
@@ -112,7 +112,7 @@ def world(
     logs, is_sglang = tmp_path_factory.mktemp("logs"), request.param != "embedded"
     has_cache = request.param != "sglang without prefix cache"
     if is_sglang:
-        options = ["--custom-weight-loader", PATH, "--max-total-tokens", "65536"]
+        options = ["--custom-weight-loader", RECEIVER, "--max-total-tokens", "65536"]
         options += [] if has_cache else ["--disable-radix-cache"]
         spec = sglang_spec(model_path, logs, "--max-running-requests", "16", *options)
     else:
