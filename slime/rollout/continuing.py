@@ -45,8 +45,13 @@ class Cuts:
         self._length = length
         if self._num_empty > MAX_EMPTY_CUTS:
             return False
-        await asyncio.sleep(min(FIRST_WAIT_S * 2**self._num_empty, MAX_WAIT_S))
+        await settle(self._num_empty)
         return True
+
+
+async def settle(num_empty: int = 0) -> None:
+    """Wait for the engines to come to rest, the longer the more cuts in a row brought nothing."""
+    await asyncio.sleep(min(FIRST_WAIT_S * 2**num_empty, MAX_WAIT_S))
 
 
 def can_go_on(params: Mapping[str, Any]) -> bool:

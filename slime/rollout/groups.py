@@ -27,7 +27,7 @@ from slime.errors import (
 from slime.observability.waits import WARN_FRACTION, subject, waiting
 from slime.plugins import accepts_keyword, load_function
 from slime.rollout.base_types import Execution, flatten
-from slime.rollout.continuing import Cuts, can_go_on
+from slime.rollout.continuing import can_go_on, settle
 from slime.rollout.generate import can_share_request, generate, generate_group, set_prompt_ids
 from slime.rollout.loop import gather
 from slime.rollout.rm_hub import REWARD_ERROR, async_rm, batched_async_rm
@@ -301,8 +301,9 @@ async def _go_on(
 ) -> None:
     """Go on with the answers of a group that an engine cut short, each by itself."""
     cut = [sample for sample in group if sample.status is Status.ABORTED]
-    if not cut or state.aborted or not can_go_on(params) or not await Cuts(0).wait(1):
+    if not cut or state.aborted or not can_go_on(params):
         return
+    await settle()
     if state.aborted:
         return
     state.num_continued += len(cut)
