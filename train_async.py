@@ -8,7 +8,7 @@ from slime.config.resolve import check_overlapping
 
 
 def train(config: Config) -> None:
-    """The one-step-off loop; weights never change during a round."""
+    """The one-step-off loop; weights change during a round with --update-weights-in-flight only."""
     from slime.orchestration.session import open_session  # Ray: not needed for --help and refusals
 
     check_overlapping(config)
@@ -25,7 +25,7 @@ def train(config: Config) -> None:
             upcoming = None if is_last else run.start_generate(rollout_id + 1)
             run.train(rollout_id, rollout)
             if is_last or (rollout_id + 1) % config.update_weights_interval == 0:
-                if upcoming is not None:  # The engines must be idle while their weights change.
+                if upcoming is not None and not config.update_weights_in_flight:
                     run.wait_generated(rollout_id + 1, upcoming)
                 run.update_weights()
             run.end_round(rollout_id, rollout)

@@ -24,7 +24,7 @@ from slime.check.start import check_start
 from slime.check.summary import Facts, summary
 from slime.config.config import Config
 from slime.config.problems import Problems
-from slime.config.resolve import check_overlapping
+from slime.config.resolve import check_alternating, check_overlapping
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +65,8 @@ def check(
     """
     with collected_notes() as notes:
         view = problems.readable(config)
-        if overlaps:
-            with problems.caught():
-                check_overlapping(view)
+        with problems.caught():
+            (check_overlapping if overlaps else check_alternating)(view)
         check_functions(config, problems, Modules(folders))
         model = check_model(config, problems)
         data = check_data(config, problems)

@@ -58,6 +58,42 @@ def external_urls(config: Config) -> tuple[str, ...]:
     return tuple(urls)
 
 
+def pausing(config: Config) -> Iterator[str]:
+    """What is wrong with how weights reach engines that are at work."""
+    mode = config.update_weight_pause_mode
+    if config.update_weights_in_flight and config.colocate:
+        yield (
+            "--update-weights-in-flight: with --colocate nothing is generated while weights change; "
+            "leave it out, or give both sides devices of their own and run train_async.py"
+        )
+    is_sglang = config.rollout_engine == "sglang" or (
+        config.rollout_engine == "auto" and config.device == "cuda"
+    )
+    if not is_sglang or mode in (None, "abort"):
+        return
+    if config.colocate:
+        yield (
+            f"--update-weight-pause-mode {mode}: with --colocate nothing is generated while weights "
+            "change; leave it out"
+        )
+    elif not config.sglang_argv.get("disable_radix_cache"):
+        yield (
+            f"--update-weight-pause-mode {mode}: SGLang would keep in its prefix cache what it read "
+            "with the old weights, and later prompts would use it; add --sglang-disable-radix-cache, "
+            "or use abort, which is exact and keeps that cache"
+        )
+
+
+def routing(config: Config) -> Iterator[str]:
+    """What is wrong with the router's policy."""
+    policy = config.router_argv.get("policy")
+    if policy == "power_of_two" and config.sglang_router_ip is None:
+        yield (
+            "--router-policy power_of_two: the router wants to know its engines when it starts, and "
+            "slime's register once they serve; least_load is its better half"
+        )
+
+
 def _attention(config: Config, tensor: int) -> Iterator[str]:
     has_copies = config.sglang_argv.get("enable_dp_attention", False)
     copies = config.sglang_argv.get("dp_size", 1) if has_copies else 1

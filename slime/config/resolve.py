@@ -66,6 +66,19 @@ def check_overlapping(config: Config) -> None:
         )
 
 
+def check_alternating(config: Config) -> None:
+    """Nothing, when a round is generated before the model trains on it, as train.py does.
+
+    Raises:
+        ConfigError: weights are to change in the middle of a round.
+    """
+    if config.update_weights_in_flight:
+        raise ConfigError(
+            "--update-weights-in-flight: train.py changes weights between rounds; leave it out or "
+            "run train_async.py"
+        )
+
+
 def _debug(config: Config) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     if config.load_debug_rollout_data is not None:

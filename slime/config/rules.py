@@ -7,7 +7,7 @@ from pathlib import Path
 
 from slime.config.checkpoints import has_megatron_checkpoint, is_hf_folder
 from slime.config.config import Config, slime_options
-from slime.config.engine_rules import engine_sizes, external_engines
+from slime.config.engine_rules import engine_sizes, external_engines, pausing, routing
 from slime.config.foreign import megatron_values
 from slime.config.hf_check import check_against_hf
 from slime.config.layout import data_parallel_size, micro_batch_multiple
@@ -359,6 +359,8 @@ RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _engine_options,
     engine_sizes,
     external_engines,
+    pausing,
+    routing,
     _rewards,
     _periods,
     _device,

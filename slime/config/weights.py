@@ -18,6 +18,17 @@ class WeightsConfig:
     )
     update_weight_buffer_size: int = flag(512 * 1024 * 1024, "Bytes per bucket.", at_least=1)
     update_weights_interval: int = flag(1, "Rounds between syncs in train_async.py.", at_least=1)
+    update_weights_in_flight: bool = flag(
+        False,
+        "train_async.py: sync in the middle of the round that is being generated, instead of after it; "
+        "its answers go on with the new weights, and version_spans of each sample tells.",
+    )
+    update_weight_pause_mode: Literal["abort", "retract", "in_place"] | None = flag(
+        None,
+        "What a sync does with running requests. abort: their tokens are asked to go on afterwards; "
+        "retract: the engine reads their tokens anew; in_place: it keeps what it has read with the old "
+        "weights. By default retract on the embedded engine, abort on SGLang: both exact.",
+    )
     verify_weight_sync: bool = flag(
         True, "Compare checksums of trainer and engines after each bucket."
     )

@@ -9,6 +9,7 @@ from typing import Any, Self, cast
 
 import numpy as np
 
+from slime.data.versions import Span, extended_spans, spans_of_answer
 from slime.errors import DataError, EngineProtocolError
 
 _LISTS = (list, tuple, np.ndarray)
@@ -78,6 +79,10 @@ class Sample:
         reward: a number, or a dict from which `reward_key` picks one.
         loss_mask: [R], 1 = train on this token; None = all ones.
         weight_versions: one per engine call.
+        version_spans: (first response token, weight version), each up to the next one's; filled by
+            `append_response_tokens`. "" is what no engine wrote, "3..4" what version 3 began and 4
+            ended, the split not being known, "?" what nobody told the version of. Tokens that are
+            added by hand count to the span before them.
         rollout_log_probs: [R] natural log, by the engine; 0.0 for what the model did not write.
         rollout_top_p_token_ids, rollout_top_p_token_offsets: nucleus of each token, ragged;
             [R + 1] offsets.
@@ -114,6 +119,7 @@ class Sample:
     reward: float | dict[str, Any] | None = None
     loss_mask: list[int] | None = None
     weight_versions: list[str] = field(default_factory=list[str])
+    version_spans: list[Span] = field(default_factory=list[Span])
     rollout_log_probs: list[float] | None = None
     rollout_top_p_token_ids: list[int] | None = None
     rollout_top_p_token_offsets: list[int] | None = None
@@ -176,11 +182,12 @@ class Sample:
         """Append what a model wrote (trainable) or a tool said (not), in every parallel list.
 
         Args:
-            args: the flat namespace; `num_layers` is read if `meta_info` has routed experts.
+            args: the flat namespace; `num_layers` is read if `meta_info` has routed experts, and
+                `update_weight_pause_mode`.
             tokens: [n] ids.
             log_probs: [n] natural log; left out, those that `meta_info` holds are taken.
             trainable: False writes 0 into the loss mask and 0.0 as log-prob.
-            meta_info: of the engine's answer: its weight version and counters are taken over.
+            meta_info: of the engine's answer: its weight versions and counters are taken over.
             text: appended to `response`.
             update_terminal_info: set `status` from the finish reason in `meta_info`.
 
@@ -196,6 +203,8 @@ class Sample:
         new_log_probs = self._extended_log_probs(len(tokens), log_probs, trainable)
         status = _status_of(meta_info) if update_terminal_info else None
         experts = self._extended_experts(args, len(tokens), meta_info)
+        added = spans_of_answer(meta_info, trainable=trainable, pause_mode=_pause_mode(args))
+        spans = extended_spans(self.version_spans, self.response_length, added, len(tokens))
 
         if not trainable or self.loss_mask is not None:
             # The first token that does not train turns "None = all ones" into a list.
@@ -203,6 +212,7 @@ class Sample:
             self.loss_mask = before + [int(trainable)] * len(tokens)
         self.rollout_log_probs = new_log_probs
         self.rollout_routed_experts = experts
+        self.version_spans = spans
         if self.rollout_top_p_token_offsets is not None:
             offsets = self.rollout_top_p_token_offsets
             self.rollout_top_p_token_offsets = offsets + offsets[-1:] * len(tokens)
@@ -344,6 +354,12 @@ class Sample:
                 f"sample {self.index}: response_length {self.response_length} with "
                 f"{len(self.tokens)} tokens"
             )
+        firsts = [first for first, _ in self.version_spans]
+        if firsts != sorted(set(firsts)) or any(not 0 <= i < self.response_length for i in firsts):
+            raise DataError(
+                f"sample {self.index}: version_spans {self.version_spans!r:.120} must begin at "
+                f"different tokens of the {self.response_length} of its response, in their order"
+            )
         for name, length in expected.items():
             value = vars(self)[name]
             if value is not None and len(value) != length:
@@ -374,7 +390,9 @@ class Sample:
             for name, kind in (("spec_info", SpecInfo), ("prefix_cache_info", PrefixCacheInfo)):
                 if isinstance(known.get(name), dict):
                     known[name] = kind(**known[name])
-        except (TypeError, ValueError) as error:  # no such status, no such counter
+            if spans := known.get("version_spans"):  # JSON has made lists of the pairs
+                known["version_spans"] = [(int(first), str(version)) for first, version in spans]
+        except (TypeError, ValueError) as error:  # no such status, no such counter, no spans
             raise DataError(f"this is no sample: {error}; found {known!r:.200}") from error
         sample = cls(**known)
         vars(sample).update({name: value for name, value in data.items() if name not in names})
@@ -401,6 +419,13 @@ def _log_probs_of(meta_info: Mapping[str, Any], tokens: Sequence[int]) -> list[f
             "the same answer belong to other ids"
         )
     return [float(entry[0]) for entry in entries]
+
+
+def _pause_mode(args: Any) -> str | None:
+    """`--update-weight-pause-mode`; args that somebody else made may not have it."""
+    return (
+        None if args is None else cast(dict[str, Any], vars(args)).get("update_weight_pause_mode")
+    )
 
 
 def _status_of(meta_info: Mapping[str, Any]) -> Status | None:

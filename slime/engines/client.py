@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_TIMEOUT_S = 1800.0
 # The router and a starting engine answer these while they cannot serve; the request itself is fine.
-RETRIED_STATUS = frozenset({429, 502, 503, 504})
+# 499: SGLang dropped a request that waited for the end of a pause.
+RETRIED_STATUS = frozenset({429, 499, 502, 503, 504})
 # Codes in answers of the router (smg 1.13) that blame the fleet and not the request. 404: it knows no
 # engine at all, as all of them died, or it was itself started again and they are being registered.
 # 500: its connection to an engine broke, and its own retries had no better luck. An engine's own

@@ -12,11 +12,16 @@ import httpx
 import orjson
 
 from slime.config.api_key import run_api_key
+from slime.engines.protocol import PauseMode
 from slime.errors import EngineProtocolError, EngineUnavailable
 from slime.observability.doctor import late_report
 from slime.observability.waits import waiting
 
 Answer = dict[str, Any]
+
+# Requests that were told to end do so with their next token.
+DRAIN_S = 0.5
+DRAIN_POLL_S = 0.005
 
 
 class EngineControl:
@@ -79,7 +84,20 @@ class EngineControl:
 
     def pause(self, mode: str) -> None:
         """Stop generating on all engines; `mode` is abort, retract or in_place."""
+        if mode == PauseMode.ABORT:
+            # SGLang's pause looks once a second whether all requests have ended: end them before.
+            self.post_all("/abort_request", {"abort_all": True})
+            self._until_idle()
         self.post_all("/pause_generation", {"mode": mode})
+
+    def _until_idle(self) -> None:
+        """Return once no engine has a request, or DRAIN_S has passed: the pause itself is sure."""
+        deadline = time.monotonic() + DRAIN_S
+        while time.monotonic() < deadline:
+            loads = [answer["loads"] for answer in self.get_all("/v1/loads?include=core")]
+            if not any(_has_requests(load) for per_rank in loads for load in per_rank):
+                return
+            time.sleep(DRAIN_POLL_S)
 
     def resume(self) -> None:
         """Let all engines generate again."""
@@ -115,6 +133,10 @@ class EngineControl:
                 message = late_report(message)
             raise EngineUnavailable(message) from error
         return _answer(method, url, reply)
+
+
+def _has_requests(load: Answer) -> bool:
+    return load["num_running_reqs"] + load["num_waiting_reqs"] > 0
 
 
 def _wait_names(method: str, url: str) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+from slime.data.versions import check_listed
 from slime.errors import EngineProtocolError
 
 # A probability is at most 1; the rest is rounding of half-precision engines.
@@ -139,3 +140,8 @@ def _check_counters(meta_info: Mapping[str, Any]) -> None:
     version = meta_info.get("weight_version")
     if version is not None and type(version) not in (str, int):
         raise _Wrong(f"weight_version must be a string, found {version!r:.80}")
+    if (listed := meta_info.get("weight_versions")) is not None:
+        try:
+            check_listed(listed)
+        except EngineProtocolError as error:
+            raise _Wrong(str(error)) from None

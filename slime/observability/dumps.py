@@ -28,6 +28,7 @@ _READABLE = (
     "status",
     "response_length",
     "weight_versions",
+    "version_spans",
     "remove_sample",
 )
 # Tokens per sample that are written one by one; `response` has the text of all of them.

@@ -65,12 +65,17 @@ _SAMPLE_METRICS = [
     Metric("spec_accept_length", "tokens", "one", "tokens written per verification"),
     Metric("prefix_cache_hit_rate", "fraction", "one", "prompt tokens found in the engines' cache"),
     Metric("avg_cached_tokens_per_sample", "tokens", "mean", "prompt tokens found in the cache"),
+    Metric(
+        "mixed_versions_ratio", "fraction", "mean", "samples written by several weight versions"
+    ),
+    Metric("unknown_split_ratio", "fraction", "mean", "of these, nobody knows which wrote what"),
     Metric("error_cat/{category}", "fraction", "mean", "samples in this category of the reward"),
 ]
 
 _ROLLOUT = [
     Metric("rollout/dynamic_filter/drop_{reason}", "groups", "sum", "groups the filter dropped"),
     Metric("rollout/aborted_groups", "groups", "sum", "unfinished when the round was full"),
+    Metric("rollout/continued_answers", "1", "sum", "cut short by a weight sync, and gone on with"),
     Metric("rollout/correct_samples/response_len/*", "tokens", "one", "length of solved samples"),
     Metric("rollout/raw_reward", "1", "mean", "reward before normalisation"),
     Metric("rollout/rewards", "1", "mean", "reward after normalisation"),

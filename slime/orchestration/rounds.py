@@ -25,6 +25,7 @@ from slime.config.reward import RewardConfig
 from slime.config.rollout import RolloutConfig
 from slime.data.sample import Sample
 from slime.data.state import decode, encode, write_json
+from slime.data.versions import versions_in
 from slime.errors import CheckpointError
 from slime.plugins import load_function
 from slime.rollout.base_types import GroupFates, flatten
@@ -177,7 +178,7 @@ def rollout_entry(made: Round, trained: Sequence[int] | None) -> dict[str, Any]:
             "reward": [_plain(sample.reward) for sample in samples],
             "status": [str(sample.status) for sample in samples],
             "version": [
-                min(map(_number, sample.weight_versions), default=None) for sample in samples
+                min(map(_number, _versions_of(sample)), default=None) for sample in samples
             ],
             "digest": [sample_digest(sample) for sample in samples],
         },
@@ -228,6 +229,11 @@ def _plain(reward: Any) -> Any:
         items = cast(Mapping[Any, Any], reward).items()
         return {str(name): _plain(value) for name, value in items}
     return float(reward) if isinstance(reward, int | float) else None
+
+
+def _versions_of(sample: Sample) -> list[str]:
+    """All that wrote a part of it: by its spans, or by engine call where it has none."""
+    return list(versions_in(sample.version_spans)) or sample.weight_versions
 
 
 def _number(version: str) -> int:

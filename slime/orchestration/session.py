@@ -61,6 +61,7 @@ class Session:
         self._records = records
         self._ledger: Ledger | None = None
         self._consumed: list[list[int]] = []
+        self._generating: tuple[int, ray.ObjectRef[RolloutResult]] | None = None
         self._last_saved: int | None = None
         self._weights: str | None = None
         self._trains = not config.debug_rollout_only
@@ -129,7 +130,11 @@ class Session:
     def start_generate(self, rollout_id: int) -> "ray.ObjectRef[RolloutResult]":
         """Begin generating a round; `finish_generate` waits for it."""
         save = self._save_is_due(rollout_id)
-        return self._manager.generate.remote(rollout_id, save, self._weights)
+        # A round that several weights write is no record of what one of them would write again.
+        weights = None if self.config.update_weights_in_flight else self._weights
+        call = self._manager.generate.remote(rollout_id, save, weights)
+        self._generating = (rollout_id, call)
+        return call
 
     def wait_generated(
         self, rollout_id: int, call: "ray.ObjectRef[RolloutResult]"
@@ -236,6 +241,8 @@ class Session:
 
     def _evaluate(self, rollout_id: int, step: int) -> None:
         if self.config.eval_interval is not None and self._rolls:
+            if self._generating is not None:  # one at a time: the books of a round are its own
+                self.wait_generated(*self._generating)
             call = self._manager.evaluate.remote(rollout_id)
             action = f"evaluate at rollout {rollout_id}"
             with span("wait_eval", rollout_id), phase(Phase.EVAL):

@@ -7,9 +7,10 @@ from typing import Any, Protocol
 import torch.distributed as dist
 
 from slime.config.config import Config
+from slime.config.engine_rules import pausing
 from slime.engines.control import EngineControl
 from slime.engines.protocol import PauseMode
-from slime.errors import WeightSyncError
+from slime.errors import ConfigError, WeightSyncError
 from slime.orchestration.placement import engine_kind
 from slime.weights.gloo import GlooTransport
 from slime.weights.local import LocalControl, LocalTransport, Ranks
@@ -27,9 +28,7 @@ class WayToEngines:
     """One rank's way.
 
     Attributes:
-        pause_mode: what becomes of requests that run. Rounds are over when weights change, so in SGLang
-            they are nobody's (the router sent them again when an engine died); it ends itself when
-            it is to empty the cache of a request that is retracted.
+        pause_mode: what becomes of requests that run.
         has_others: other ranks send too, and all must succeed before the engines go on.
         is_agreed: whether the senders have met in this sync; they do so once.
     """
@@ -94,9 +93,10 @@ def make_way(
         return None
     timeout_s = config.weight_sync_timeout_s
     control = EngineControl(urls, timeout_s=timeout_s)
+    mode = pause_mode(config)
     if engine_kind(config) == "embedded":
         transport = GlooTransport(control, host=host, timeout_s=timeout_s)
-        return WayToEngines(control, transport, PauseMode.RETRACT)
+        return WayToEngines(control, transport, mode)
     on_cpu = config.device == "cpu"
     if not is_local:
         return WayToEngines(
@@ -107,7 +107,10 @@ def make_way(
                 timeout_s=timeout_s,
                 way="gloo" if on_cpu else "nccl",
                 has_same_weights=has_same_weights,
+                # SGLang ends itself when it is to empty the cache of a request that is paused.
+                flushes=mode is PauseMode.ABORT,
             ),
+            mode,
         )
     local = LocalControl(control, rank, stay_paused=engines_are_away)
     local_transport = LocalTransport(
@@ -121,6 +124,23 @@ def make_way(
         has_same_weights=has_same_weights,
     )
     return WayToEngines(local, local_transport, has_others=True)
+
+
+def pause_mode(config: Config) -> PauseMode:
+    """`--update-weight-pause-mode`, or what is exact and cheap for the kind of engine.
+
+    The embedded engine reads the tokens of running requests anew. SGLang would find them in its prefix
+    cache as they were under the old weights: there requests end, and their clients go on with them.
+
+    Raises:
+        ConfigError: SGLang would mix old and new weights; with `--device auto` only now is it known
+            that it is SGLang.
+    """
+    for problem in pausing(config):
+        raise ConfigError(problem)
+    if config.update_weight_pause_mode is not None:
+        return PauseMode(config.update_weight_pause_mode)
+    return PauseMode.RETRACT if engine_kind(config) == "embedded" else PauseMode.ABORT
 
 
 def _gather(value: Any) -> list[Any]:

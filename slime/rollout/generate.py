@@ -1,21 +1,29 @@
 """One turn of the engine for one sample, or for a whole untouched group in one request."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 from slime.data.chat import render, token_ids
 from slime.data.sample import Sample
+from slime.data.versions import last_begin
 from slime.engines.generated import Limits, output_ids
 from slime.errors import ConfigError, DataError, EngineError, EngineProtocolError
+from slime.rollout.continuing import Cuts, can_go_on, cut_at_stop, rest_params
 from slime.rollout.state import GenerateState
 
 Status = Sample.Status
+
+# Of smg's policies those that look at the key; --router-sticky-sessions lets the others look too.
+KEYED_POLICIES = frozenset({"consistent_hashing", "manual"})
 
 
 async def generate(args: Any, sample: Sample, sampling_params: Mapping[str, Any]) -> Sample:
     """`sample` with one answer of the engine appended; a partial sample goes on where it stopped.
 
     Token in, token out: the engine gets ids, and the ids in its answer are appended as they are.
+    An answer that an engine cuts short in the middle of a round, as SGLang does when its weights
+    change, goes on at once (`continuing.py`).
 
     Args:
         sampling_params: for `/generate`; `max_new_tokens` bounds the whole response, so what the
@@ -26,24 +34,65 @@ async def generate(args: Any, sample: Sample, sampling_params: Mapping[str, Any]
     """
     state = GenerateState(args)
     set_prompt_ids(state, sample)
-    params = dict(sampling_params)
+    start, cuts = _Start.of(sample), Cuts(sample.response_length)
+    while True:
+        params = rest_params(sampling_params, sample.response_length - start.length)
+        await _ask(args, state, sample, params, start)
+        if sample.status is not Status.ABORTED or state.aborted or not can_go_on(params):
+            return sample
+        if not await cuts.wait(sample.response_length) or state.aborted:
+            return sample
+        state.num_continued += 1
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where `generate` found a sample.
+
+    Attributes:
+        length: response tokens it had.
+        begin: first response token of the answer that is being written, `length` unless an earlier
+            round began it.
+        text: of the response before `begin`; None: to be decoded.
+    """
+
+    length: int
+    begin: int
+    text: str | None
+
+    @classmethod
+    def of(cls, sample: Sample) -> "_Start":
+        length = sample.response_length
+        if sample.status is Status.ABORTED:
+            return cls(length, last_begin(sample.version_spans, length), None)
+        return cls(length, length, sample.response)
+
+
+async def _ask(
+    args: Any, state: GenerateState, sample: Sample, params: dict[str, Any], start: _Start
+) -> None:
+    """Append one request's answer."""
     if sample.response_length and "max_new_tokens" in params:
         params["max_new_tokens"] -= sample.response_length
         if params["max_new_tokens"] <= 0:
             sample.status = Status.TRUNCATED
-            return sample
+            return
+    sent_under = state.weight_version
     payload = _payload(args, sample.tokens, params)
-    limits = _limits(state, params)
-    answer = await state.client.generate(payload, headers=routing_headers(args, sample))
-    resumed = sample.status is Status.ABORTED and sample.response_length > 0
-    _append_answer(args, state, sample, _answers(state, answer, expected=1)[0], limits)
-    if resumed:
-        # A character may have been cut in two by the abort: decode the response as one piece.
-        sample.response = state.tokenizer.decode(
-            sample.tokens[-sample.response_length :],
-            skip_special_tokens=bool(params.get("skip_special_tokens")),
-        )
-    return sample
+    reply = await state.client.generate(payload, headers=routing_headers(args, sample))
+    answer = _answers(state, reply, expected=1)[0]
+    written = sample.tokens[sample.prompt_length + start.begin :]
+    if written and (stops := params.get("stop")):
+        stops = [stops] if isinstance(stops, str) else stops
+        answer = cut_at_stop(answer, written, stops, state.tokenizer)
+    _append_answer(args, state, sample, answer, _limits(state, params), sent_under)
+    if written:
+        # A character may have been cut in two: decode what was written as one piece.
+        first = 0 if start.text is None else start.begin
+        ids = sample.tokens[sample.prompt_length + first :]
+        skips = bool(params.get("skip_special_tokens"))
+        text = state.tokenizer.decode(ids, skip_special_tokens=skips)
+        sample.response = (start.text or "") + text
 
 
 def can_share_request(args: Any, group: Sequence[Sample]) -> bool:
@@ -87,11 +136,12 @@ async def generate_group(
         set_prompt_ids(state, sample)
     params = {**sampling_params, "n": len(group)}
     payload = _payload(args, group[0].tokens, params) | {"sampling_seeds": list(seeds)}
+    sent_under = state.weight_version
     reply = await state.client.generate(payload, headers=routing_headers(args, group[0]))
     answers = _answers(state, reply, expected=len(group))
     limits = _limits(state, params)
     for sample, answer in zip(group, answers, strict=True):
-        _append_answer(args, state, sample, answer, limits)
+        _append_answer(args, state, sample, answer, limits, sent_under)
 
 
 def set_prompt_ids(state: GenerateState, sample: Sample) -> None:
@@ -116,8 +166,14 @@ def set_prompt_ids(state: GenerateState, sample: Sample) -> None:
 
 
 def routing_headers(args: Any, sample: Sample) -> dict[str, str]:
-    """The header by which the router keeps the turns of one sample on one engine."""
-    if args.router_argv.get("policy") == "consistent_hashing" and sample.session_id:
+    """The header by which the router keeps the turns of one sample on one engine.
+
+    Only where it routes by keys: under prefix_hash a key would take the place of the prefix, which
+    brings the samples of a group together.
+    """
+    router: Mapping[str, Any] = args.router_argv
+    is_keyed = router.get("policy") in KEYED_POLICIES or router.get("routing_key_override")
+    if is_keyed and sample.session_id:
         return {"X-SMG-Routing-Key": sample.session_id}
     return {}
 
@@ -147,13 +203,24 @@ def _limits(state: GenerateState, params: Mapping[str, Any]) -> Limits:
 
 
 def _append_answer(
-    args: Any, state: GenerateState, sample: Sample, answer: Mapping[str, Any], limits: Limits
+    args: Any,
+    state: GenerateState,
+    sample: Sample,
+    answer: Mapping[str, Any],
+    limits: Limits,
+    sent_under: str | None,
 ) -> None:
+    """Append what an engine answered.
+
+    Args:
+        sent_under: newest weight version that was known when the request left.
+    """
     where = f"POST {state.router_url}/generate"
     tokens = output_ids(answer, limits, where=where)
+    meta = state.with_versions(answer["meta_info"], sent_under)
     try:
         sample.append_response_tokens(
-            args, tokens=tokens, meta_info=answer["meta_info"], text=answer.get("text") or ""
+            args, tokens=tokens, meta_info=meta, text=answer.get("text") or ""
         )
     except (DataError, EngineError):
         raise

@@ -27,6 +27,7 @@ from slime.errors import (
 from slime.observability.waits import WARN_FRACTION, subject, waiting
 from slime.plugins import accepts_keyword, load_function
 from slime.rollout.base_types import Execution, flatten
+from slime.rollout.continuing import can_go_on, settle
 from slime.rollout.generate import can_share_request, generate, generate_group, set_prompt_ids
 from slime.rollout.loop import gather
 from slime.rollout.rm_hub import REWARD_ERROR, async_rm, batched_async_rm
@@ -287,6 +288,31 @@ async def _generate_together(
             for sample in group:
                 if sample.status is Status.PENDING:
                     mark_failed(args, sample, _category(error, "engine"), error)
+            return
+        await _go_on(args, state, group, params, stream)
+
+
+async def _go_on(
+    args: Any,
+    state: GenerateState,
+    group: Sequence[Sample],
+    params: Mapping[str, Any],
+    stream: int | str | None,
+) -> None:
+    """Go on with the answers of a group that an engine cut short, each by itself."""
+    cut = [sample for sample in group if sample.status is Status.ABORTED]
+    if not cut or state.aborted or not can_go_on(params):
+        return
+    await settle()
+    if state.aborted:
+        return
+    state.num_continued += len(cut)
+    await gather(
+        _generate_fenced(
+            args, sample, {**params, "sampling_seed": _seed(args, state, sample, stream)}, False
+        )
+        for sample in cut
+    )
 
 
 async def _finish(args: Any, sample: Sample, evaluation: bool) -> None:

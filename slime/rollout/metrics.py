@@ -11,6 +11,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, cast
 
 from slime.data.sample import Sample
+from slime.data.versions import is_split_unknown, num_policies
 from slime.observability.metrics import spread
 
 Metrics = dict[str, float]
@@ -92,7 +93,7 @@ def sample_metrics(samples: Sequence[Sample], args: Any, *, evaluation: bool = F
     metrics["truncated_ratio"] = sum(s.status is Status.TRUNCATED for s in samples) / count
     metrics["repetition_frac"] = sum(is_repetitive(s.response) for s in samples) / count
     metrics |= zero_std_metrics(_by_group(samples, _rewards(samples, args, evaluation=evaluation)))
-    metrics |= _engine_metrics(samples)
+    metrics |= _engine_metrics(samples) | _version_metrics(samples)
     metrics |= _category_metrics(samples, args.log_reward_category)
     return metrics
 
@@ -218,6 +219,18 @@ def _engine_metrics(samples: Sequence[Sample]) -> Metrics:
         metrics["spec_accept_rate"] = accepted / drafted
         metrics["spec_accept_length"] = written / verified
     return metrics
+
+
+def _version_metrics(samples: Sequence[Sample]) -> Metrics:
+    """Samples written by several policies, and those of them whose split nobody knows."""
+    mixed = sum(num_policies(sample.version_spans) > 1 for sample in samples)
+    if not mixed:
+        return {}
+    unknown = sum(is_split_unknown(sample.version_spans) for sample in samples)
+    return {
+        "mixed_versions_ratio": mixed / len(samples),
+        "unknown_split_ratio": unknown / len(samples),
+    }
 
 
 def _category_metrics(samples: Sequence[Sample], reward_category: str | None) -> Metrics:

@@ -19,3 +19,9 @@ def sampling_seed(rollout_seed: int, stream: int | str, index: int, position: in
     """
     key = f"{rollout_seed}/{stream}/{index}/{position}".encode()
     return int.from_bytes(blake2b(key, digest_size=4).digest()) & 0x7FFF_FFFF
+
+
+def continued_seed(seed: int, written: int) -> int:
+    """A seed for the rest of an answer whose first `written` tokens were drawn with `seed`."""
+    digest = blake2b(f"{seed}/{written}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest) & 0x7FFF_FFFF

@@ -88,6 +88,7 @@ async def generate_rollout_async(
     limit = asyncio.timeout(args.rollout_timeout_s)
     try:
         async with limit:
+            await current.state.learn_version()
             await current.collect()
             await current.return_the_rest()
     except TimeoutError as error:

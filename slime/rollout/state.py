@@ -1,10 +1,11 @@
 """GenerateState: what the tasks of one configuration share while they generate."""
 
 import asyncio
+import logging
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,10 +13,16 @@ from typing import Any, ClassVar, Self
 
 from slime.config.checkpoints import is_hf_folder, read_hf_config
 from slime.data.chat import Tokenizer, load_tokenizer
+from slime.data.versions import UNKNOWN, spans_of_answer
 from slime.engines.client import EngineClient, trust_with_key
+from slime.engines.protocol import PauseMode
+from slime.errors import EngineError
 from slime.observability.metrics import spread
 from slime.observability.phases import Phase, side_by_side
 
+logger = logging.getLogger(__name__)
+
+ASK_TIMEOUT_S = 10.0
 REQUEST_TIMES = ("e2e_latency", "queue_time")
 _NUMBERS = (int, float)
 
@@ -96,6 +103,8 @@ class GenerateState:
         aborted: the round is full; send no more requests.
         rollout_id: number of the running round.
         failures: first error of each category in this round.
+        weight_version: newest one that an answer named; None before the first.
+        num_continued: requests of this round for the rest of an answer that an engine cut short.
     """
 
     _states: ClassVar[dict[int, "GenerateState"]] = {}
@@ -122,13 +131,18 @@ class GenerateState:
             self.router_url, timeout_s=args.request_timeout_s, max_connections=self.capacity + 16
         )
         # A fact the rollout manager learns from the engines; absent where somebody else made args.
-        trust_with_key(*vars(args).get("engine_urls", ()))
+        self._engine_urls: Sequence[str] = vars(args).get("engine_urls", ())
+        trust_with_key(*self._engine_urls)
         self.sampling_params = sampling_params(args)
         self.semaphore = asyncio.Semaphore(self.capacity)
         self.pending: set[asyncio.Task[Any]] = set()
         self.aborted = False
         self.rollout_id: int | None = None
         self.failures: dict[str, Exception] = {}
+        self.weight_version: str | None = None
+        self.num_continued = 0
+        self._pause_mode: str | None = args.update_weight_pause_mode
+        self._lets_go_on = self._pause_mode in (PauseMode.RETRACT, PauseMode.IN_PLACE)
         self.eval_prompts: dict[str, Any] = {}
         self.request_times: dict[str, list[float]] = {name: [] for name in REQUEST_TIMES}
         self._many = asyncio.Lock()
@@ -152,6 +166,7 @@ class GenerateState:
         self.rollout_id = rollout_id
         self.aborted = False
         self.failures.clear()
+        self.num_continued = 0
         self.pending.clear()
         self.request_times = {name: [] for name in REQUEST_TIMES}
 
@@ -175,20 +190,55 @@ class GenerateState:
             for _ in range(taken):
                 self.semaphore.release()
 
+    async def learn_version(self) -> None:
+        """Ask an engine for its weight version, where answers alone may not tell who wrote what."""
+        if not self._lets_go_on or not self._engine_urls:
+            return
+        url = f"{self._engine_urls[0]}/model_info"
+        try:
+            info: dict[str, Any] = await self.client.get(url, timeout_s=ASK_TIMEOUT_S)
+        except EngineError as error:
+            logger.warning("cannot learn the engines' weight version: %s", error)
+        else:
+            self._note_version(str(info.get("weight_version", UNKNOWN)))
+
+    def with_versions(self, meta_info: dict[str, Any], sent_under: str | None) -> dict[str, Any]:
+        """`meta_info` of an answer, with `weight_versions` where requests go on while weights change.
+
+        Args:
+            sent_under: `weight_version` of this state when the request left.
+        """
+        if not self._lets_go_on or "weight_versions" in meta_info:
+            return meta_info
+        spans = spans_of_answer(meta_info, pause_mode=self._pause_mode, sent_under=sent_under)
+        return meta_info | {"weight_versions": [[version, first] for first, version in spans]}
+
+    def _note_version(self, version: str) -> None:
+        known = self.weight_version or ""
+        # Answers are read in another order than they were written.
+        if not (known.isdigit() and version.isdigit() and int(version) < int(known)):
+            self.weight_version = version
+
     def record(self, meta_info: dict[str, Any]) -> None:
         """Keep the times an engine measured for one request."""
         progress.tokens += int(meta_info.get("completion_tokens") or 0)
+        if (version := meta_info.get("weight_version")) is not None:
+            self._note_version(str(version))
         for name in REQUEST_TIMES:
             if isinstance(value := meta_info.get(name), _NUMBERS):
                 self.request_times[name].append(float(value))
 
     def request_metrics(self) -> dict[str, float]:
-        """`perf/request/{e2e_latency,queue_time}/{mean,median,max,min}` of this round, seconds."""
-        return {
+        """`perf/request/{e2e_latency,queue_time}/{mean,median,max,min}` of this round, seconds; and
+        `rollout/continued_answers`, where there were any."""
+        times = {
             key: value
             for name, seconds in self.request_times.items()
             for key, value in spread(f"perf/request/{name}", seconds).items()
         }
+        if not self.num_continued:
+            return times
+        return times | {"rollout/continued_answers": float(self.num_continued)}
 
 
 def sampling_params(args: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from slime.data.sample import Sample
+from slime.data.versions import num_policies
 from slime.errors import DataError
 from slime.training.rewards import execution_keys
 
@@ -75,8 +76,16 @@ def samples_to_train_data(
         "metadata": [sample.train_metadata for sample in samples],
         "round_number": [sample.metadata.get("round_number") for sample in samples],
         "source_names": [sample.metadata.get("source_name") for sample in samples],
+        "version_spans": _version_spans(samples),
     }
     return data | {name: c for name, c in optional.items() if {*map(type, c)} - {NoneType}}
+
+
+def _version_spans(samples: Sequence[Sample]) -> list[Any]:
+    """Which weights wrote which tokens; a column only where a sample was not written by one alone."""
+    if all(num_policies(sample.version_spans) < 2 for sample in samples):
+        return [None] * len(samples)
+    return [sample.version_spans for sample in samples]
 
 
 def _is_plain(sample: Sample) -> bool:

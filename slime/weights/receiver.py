@@ -30,6 +30,7 @@ class ReceiverTransport:
             files: it must bring back every bit of their own parameters, which are emptied for it.
             This proves that what an engine makes of tensors that arrive is what it makes of a
             checkpoint, and that none of its parameters is left out.
+        flushes: the engines forget what they cached; no request may be paused there.
     """
 
     depth = DEPTH
@@ -42,10 +43,12 @@ class ReceiverTransport:
         timeout_s: float,
         way: Way,
         has_same_weights: bool = False,
+        flushes: bool = True,
     ) -> None:
         self._host = host
         self._timeout_s = timeout_s
         self._way: Way = way
+        self._flushes = flushes
         self._requests = Requests(control)
         self._sender: Sender | None = None
         self._ranks: list[range] = []
@@ -79,7 +82,7 @@ class ReceiverTransport:
             raise WeightSyncError("the transport is not open; call open() first")
         self._is_last = is_last = version is not None
         if self._bucket == 0:
-            self._requests.start(self._invitations(self._sync))
+            self._requests.start(self._invitations(self._sync), flush=self._flushes)
             self._sender.join()
         self._sender.start(bucket, sync=self._sync, number=self._bucket, is_last=is_last)
         self._on_way.append(bucket.names)
@@ -145,9 +148,9 @@ class Requests:
         infos = self._control.get_all("/server_info", timeout_s=HEALTH_TIMEOUT_S)
         return [int(info.get("tp_size") or 1) for info in infos]
 
-    def start(self, invitations: Sequence[Sequence[Invitation]]) -> None:
-        """Invite the ranks of each engine."""
-        self._calls = self._invite(invitations, flush=True)
+    def start(self, invitations: Sequence[Sequence[Invitation]], *, flush: bool = True) -> None:
+        """Invite the ranks of each engine, which then forgets what it cached if `flush`."""
+        self._calls = self._invite(invitations, flush=flush)
 
     def check(self, *, may_have_ended: bool) -> None:
         """Nothing, while all requests are as they should be.

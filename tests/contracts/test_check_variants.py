@@ -363,6 +363,12 @@ def test_train_async_wants_devices_for_both_sides(world: World) -> None:
     assert "--colocate: train_async.py" in one_problem(judge(["train_async.py", *flags]))
 
 
+def test_train_changes_no_weights_in_flight(world: World) -> None:
+    script, *flags = changed(world.quickstart.grpo, update_weights_in_flight="")
+    assert "run train_async.py" in one_problem(judge([script, *flags]))
+    assert judge(["train_async.py", *flags]).problems == ()
+
+
 def test_sft_wants_messages(world: World) -> None:
     path = world.file("texts.jsonl", '{"messages": "only a text"}\n' * 2000)
     problem = one_problem(judge(changed(world.quickstart.sft, prompt_data=path)))

@@ -1,5 +1,9 @@
-"""train.py with stock SGLang servers on a CPU: two of them on the slots of two training ranks."""
+"""train.py with stock SGLang servers on a CPU: two of them on the slots of two training ranks.
 
+And train_async.py with one, whose weights come in the middle of rounds.
+"""
+
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -125,3 +129,35 @@ def test_a_server_that_somebody_else_started_gets_weights_and_stays(
         assert log.count('POST /update_weights_from_tensor HTTP/1.1" 200') == 4
         # Nobody started it with slime's memory saver, and nobody asks for it.
         assert "/release_memory_occupation" not in log
+
+
+# --- weights in the middle of rounds ---
+
+# Two answers at a time, and long ones: a round takes longer than a training step.
+IN_FLIGHT = (
+    "--rollout-engine sglang --rollout-num-gpus 1 --hf-checkpoint {work}/model "
+    "--prompt-data {work}/data/train.jsonl --input-key prompt --label-key label --apply-chat-template "
+    "--rm-type random --num-rollout 3 --rollout-batch-size 4 --n-samples-per-prompt 4 --global-batch-size 16 "
+    "--rollout-max-response-len 100 --use-dynamic-batch-size --max-tokens-per-gpu 1024 "
+    "--advantage-estimator grpo --lr 1e-3 --lr-decay-style constant --attention-dropout 0 --hidden-dropout 0 "
+    "--sglang-max-total-tokens 4096 --sglang-max-running-requests 2 --samples-per-rollout-logged 16 "
+    "--update-weights-in-flight "
+)
+
+
+def test_answers_go_on_when_weights_come_in_the_middle_of_a_round(
+    train: Callable[..., Run],
+) -> None:
+    paths = (SGLANG_STAND_INS, SGLANG_CPU)
+    run = train("in_flight_sglang", IN_FLIGHT, script="train_async.py", paths=paths)
+    assert run.code == 0, run.output[-3000:]
+    assert run.series("rollout/aborted_groups") == [0, 0, 0]
+    assert min(run.series("rollout/continued_answers")) >= 1
+    for rollout_id in (1, 2):
+        text = (run.folder / "samples" / f"{rollout_id}.jsonl").read_text()
+        spans = [json.loads(line)["version_spans"] for line in text.splitlines()]
+        old, new = str(rollout_id), str(rollout_id + 1)
+        assert {version for row in spans for _, version in row} == {old, new}
+        mixed = [[version for _, version in row] for row in spans if len(row) > 1]
+        assert mixed
+        assert all(row == [old, new] for row in mixed)

@@ -70,6 +70,7 @@ class FakeEngine:
                 web.post("/generate", self._generate),
                 web.post("/abort_request", self._abort),
                 web.get("/server_info", self._server_info),
+                web.get("/model_info", self._model_info),
                 web.get("/health", self._health),
             ]
         )
@@ -153,6 +154,9 @@ class FakeEngine:
 
     async def _server_info(self, request: web.Request) -> web.Response:
         return web.json_response({"slime_engine": "fake"})
+
+    async def _model_info(self, request: web.Request) -> web.Response:
+        return web.json_response({"weight_version": self.weight_version})
 
     async def _health(self, request: web.Request) -> web.Response:
         return web.Response()

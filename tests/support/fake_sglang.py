@@ -96,6 +96,7 @@ class FakeSGLang:
         ranks: its tensor-parallel ranks.
         version: of its weights.
         paths: of all POST requests.
+        flushes: what weight updates said of the cache.
         breaks: answer weight updates with an error and run no receiver.
         random_seed: as it was started with.
     """
@@ -105,6 +106,7 @@ class FakeSGLang:
         self.random_seed = random_seed
         self.version = "default"
         self.paths: list[str] = []
+        self.flushes: list[bool] = []
         self.breaks = breaks
         self.url = ""
 
@@ -115,6 +117,7 @@ class FakeSGLang:
             if self.breaks:
                 return 500, {"error": "the scheduler is gone"}
             assert body["load_format"] == RECEIVER
+            self.flushes.append(body["flush_cache"])
             payloads = [base64.b64decode(p) for p in body["serialized_named_tensors"]]
             with ThreadPoolExecutor(len(self.ranks)) as pool:
                 calls = [

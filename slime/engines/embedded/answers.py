@@ -146,8 +146,8 @@ def answer(request: Request, detokenizer: Detokenizer | None) -> Json:
     }
     if request.finished_at is not None:
         meta["e2e_latency"] = request.finished_at - request.created_at
-    if len(request.versions) > 1:
-        # [version, first answer token of it]: an answer written across weight updates.
+    if request.versions:
+        # [version, first answer token of it]: several, when weights came in the middle.
         meta["weight_versions"] = request.versions
     if request.return_logprob:
         meta["output_token_logprobs"] = [

@@ -114,6 +114,11 @@ def sample_view(row: Mapping[str, Any]) -> Row:
     }
     if not pieces:
         return view | {"response": _cut(_text(row.get("response")))}
+    spans = as_list(row.get("version_spans"))
+    if len(spans) > 1:
+        view["spans"] = [
+            [as_round(span[0]), str(span[1])] for span in map(as_list, spans) if len(span) == 2
+        ]
     log_probs = as_list(row.get("rollout_log_probs"))[: len(pieces)]
     mask = as_list(row.get("loss_mask"))[: len(pieces)]
     if len(log_probs) == len(pieces):

@@ -7,7 +7,7 @@ from support.config_argv import base_argv, write_model_folder
 
 from slime.cli.parse import load_config
 from slime.config.config import Config
-from slime.config.resolve import check_overlapping, resolve
+from slime.config.resolve import check_alternating, check_overlapping, resolve
 from slime.errors import ConfigError
 
 
@@ -159,3 +159,11 @@ def test_overlapping_rounds_need_their_own_devices(tmp_path: Path) -> None:
     check_overlapping(config(tmp_path))
     with pytest.raises(ConfigError, match=r"--colocate: train_async\.py"):
         check_overlapping(config(tmp_path, colocate=""))
+
+
+def test_rounds_that_alternate_with_training_have_nothing_in_flight(tmp_path: Path) -> None:
+    check_alternating(config(tmp_path))
+    in_flight = config(tmp_path, update_weights_in_flight="")
+    check_overlapping(in_flight)
+    with pytest.raises(ConfigError, match=r"--update-weights-in-flight: train\.py"):
+        check_alternating(in_flight)

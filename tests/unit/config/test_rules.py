@@ -38,6 +38,28 @@ from slime.errors import ConfigError
         ({"kl_loss_coef": "0.1"}, "does nothing without --use-kl-loss"),
         ({"use_rollout_logprobs": "", "use_tis": ""}, "exclude each other"),
         ({"eps_clip_c": "0.5"}, "--eps-clip-c must be above 1"),
+        (
+            {"update_weights_in_flight": "", "colocate": ""},
+            "with --colocate nothing is generated while weights change",
+        ),
+        (
+            {"rollout_engine": "sglang", "update_weight_pause_mode": "retract"},
+            "add --sglang-disable-radix-cache",
+        ),
+        (
+            {"rollout_engine": "sglang", "update_weight_pause_mode": "in_place"},
+            "--update-weight-pause-mode in_place: SGLang would keep in its prefix cache",
+        ),
+        (
+            {
+                "rollout_engine": "sglang",
+                "update_weight_pause_mode": "retract",
+                "sglang_disable_radix_cache": "",
+                "colocate": "",
+            },
+            "--update-weight-pause-mode retract: with --colocate",
+        ),
+        ({"router_policy": "power_of_two"}, "least_load is its better half"),
         ({"use_tis": "", "tis_clip": "0.5", "tis_clip_low": "1"}, "is above --tis-clip"),
         (
             {"loss_type": "custom_loss"},
@@ -292,3 +314,20 @@ def test_sequences_are_not_cut_among_one_rank(
     with caplog.at_level(logging.WARNING):
         load_config(base_argv(tmp_path, sequence_parallel=""))
     assert "--sequence-parallel has no effect with --tensor-model-parallel-size 1" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"update_weight_pause_mode": "in_place"},
+        {"rollout_engine": "sglang", "update_weight_pause_mode": "abort"},
+        {
+            "rollout_engine": "sglang",
+            "update_weight_pause_mode": "in_place",
+            "sglang_disable_radix_cache": "",
+        },
+        {"update_weights_in_flight": ""},
+    ],
+)
+def test_pauses_that_are_exact_are_allowed(tmp_path: Path, flags: dict[str, str]) -> None:
+    load_config(base_argv(tmp_path, **flags))

@@ -39,7 +39,7 @@ async def test_api_key_is_sent_as_bearer_token():
     assert engine.headers[0]["Authorization"] == "Bearer secret"
 
 
-@pytest.mark.parametrize("status", [429, 502, 503, 504])
+@pytest.mark.parametrize("status", [429, 499, 502, 503, 504])
 async def test_busy_server_is_asked_again(status: int):
     async with fake_engine(first(Reply(status=status))) as engine:
         await EngineClient(engine.url, timeout_s=5).generate(PAYLOAD)

@@ -73,3 +73,39 @@ def test_an_engine_that_is_gone_is_named():
     with pytest.raises(EngineUnavailable, match=url):
         control.pause("retract")
     control.close()
+
+
+def test_an_aborting_pause_ends_requests_first_and_waits_for_them():
+    port, loop, calls = free_port(), asyncio.new_event_loop(), list[str]()
+    counts = iter([2, 1, 0])
+
+    async def note(request: web.Request) -> web.Response:
+        calls.append(request.path)
+        return web.json_response({})
+
+    async def loads(request: web.Request) -> web.Response:
+        calls.append(request.path)
+        load = {"num_running_reqs": next(counts), "num_waiting_reqs": 0}
+        return web.json_response({"loads": [load]})
+
+    app = web.Application()
+    app.add_routes([web.post(p, note) for p in ("/abort_request", "/pause_generation")])
+    app.add_routes([web.get("/v1/loads", loads)])
+    runner = web.AppRunner(app)
+    loop.run_until_complete(runner.setup())
+    loop.run_until_complete(web.TCPSite(runner, "127.0.0.1", port).start())
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    control = EngineControl([f"http://127.0.0.1:{port}"], timeout_s=5.0)
+    try:
+        control.pause("abort")
+        assert calls == ["/abort_request", *["/v1/loads"] * 3, "/pause_generation"]
+        calls.clear()
+        control.pause("retract")
+        assert calls == ["/pause_generation"]
+    finally:
+        control.close()
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(5)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(5)
+        loop.close()

@@ -374,3 +374,9 @@ def test_a_note_is_told_once():
     notes.add("a")
     notes.add("a")
     assert notes.lines == ["a"]
+
+
+def test_a_sample_by_several_policies_shows_which_wrote_what() -> None:
+    row = {"pieces": ["a", "b"], "version_spans": [[0, "3"], [1, "4"]]}
+    assert sample_view(row)["spans"] == [[0, "3"], [1, "4"]]
+    assert "spans" not in sample_view({"pieces": ["a"], "version_spans": [[0, "3"]]})

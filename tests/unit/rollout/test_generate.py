@@ -55,11 +55,25 @@ async def test_request_holds_what_the_protocol_asks_for():
     assert "X-SMG-Routing-Key" not in engine.headers[0]
 
 
-async def test_session_is_the_routing_key_only_with_consistent_hashing():
+@pytest.mark.parametrize(
+    ("router_argv", "is_sent"),
+    [
+        ({"policy": "consistent_hashing"}, True),
+        ({"policy": "manual"}, True),
+        ({"policy": "round_robin", "routing_key_override": True}, True),
+        ({"policy": "round_robin"}, False),
+        # With a key it would no longer look at the prefix.
+        ({"policy": "prefix_hash"}, False),
+        ({"policy": "cache_aware"}, False),
+        ({}, False),
+    ],
+)
+async def test_session_is_the_routing_key_where_the_router_routes_by_keys(
+    router_argv: dict[str, object], is_sent: bool
+):
     async with fake_engine() as engine:
-        args = make_args(engine.url, router_argv={"policy": "consistent_hashing"})
-        await generate(args, fresh(), {})
-    assert engine.headers[0]["X-SMG-Routing-Key"] == "s1"
+        await generate(make_args(engine.url, router_argv=router_argv), fresh(), {})
+    assert engine.headers[0].get("X-SMG-Routing-Key") == ("s1" if is_sent else None)
 
 
 async def test_routed_experts_are_asked_for_only_by_flag():
@@ -206,3 +220,37 @@ async def test_slots_never_deadlock_and_never_exceed_the_capacity():
 
     await asyncio.gather(*(hold(size) for size in (2, 2, 1, 5, 3, 1, 2)))
     assert most == 3
+
+
+@pytest.mark.parametrize(
+    ("mode", "spans"),
+    [(None, [(0, "0"), (4, "1")]), ("in_place", [(0, "?..0"), (4, "0..1")])],
+)
+async def test_what_an_engine_does_not_tell_is_not_made_up(
+    tmp_path: Path, mode: str | None, spans: list[tuple[int, str]]
+):
+    async with fake_engine() as engine:
+        args = make_args(
+            engine.url, update_weight_pause_mode=mode, hf_checkpoint=make_char_tokenizer(tmp_path)
+        )
+        sample = await generate(args, fresh(), {})
+        engine.weight_version = "1"
+        await generate(args, sample, {})
+        assert sample.version_spans == spans
+        # By now the newest version is known: an answer that is wholly of it has no mark.
+        other = await generate(args, fresh(), {})
+    assert other.version_spans == [(0, "1")]
+
+
+async def test_the_version_is_asked_for_where_answers_do_not_tell_it():
+    async with fake_engine() as engine:
+        engine.weight_version = "5"
+        state = GenerateState(make_args(engine.url, update_weight_pause_mode="in_place"))
+        await state.learn_version()
+        assert state.weight_version == "5"
+        # Answers are read in another order than they were written.
+        state.record({"weight_version": "4"})
+        assert state.weight_version == "5"
+        silent = GenerateState(make_args(engine.url))
+        await silent.learn_version()
+        assert silent.weight_version is None

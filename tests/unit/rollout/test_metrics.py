@@ -190,3 +190,14 @@ def test_repetition_is_told_from_prose():
     assert is_repetitive("the same again. " * 200)
     assert not is_repetitive("")
     assert not is_repetitive("".join(chr(33 + (i * i * 31 + i // 7) % 90) for i in range(3000)))
+
+
+def test_samples_of_several_policies_are_counted_where_there_are_any():
+    samples = [make_sample(0, 1.0) for _ in range(4)]
+    samples[0].version_spans = [(0, "3"), (2, "4")]
+    samples[1].version_spans = [(0, "3..4")]
+    samples[2].version_spans = [(0, "4"), (1, ""), (3, "4")]
+    metrics = sample_metrics(samples, args())
+    assert (metrics["mixed_versions_ratio"], metrics["unknown_split_ratio"]) == (0.5, 0.25)
+    assert find("rollout/mixed_versions_ratio")
+    assert "mixed_versions_ratio" not in sample_metrics(samples[2:], args())

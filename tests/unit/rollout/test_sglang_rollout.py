@@ -10,7 +10,7 @@ from support.tiny_tokenizer import make_char_tokenizer
 
 from slime.data.sample import Sample
 from slime.errors import ConfigError, DataError, DeadlineExceeded, EngineError, SlimeError
-from slime.rollout import loop, sglang_rollout
+from slime.rollout import continuing, loop, sglang_rollout
 from slime.rollout.base_types import RolloutFnEvalOutput, RolloutFnTrainOutput, flatten
 from slime.rollout.seeds import sampling_seed
 from slime.rollout.sglang_rollout import generate_rollout, generate_rollout_async
@@ -127,6 +127,7 @@ async def test_partial_rollout_resumes_where_it_stopped(tmp_path: Path):
     assert (sample.group_index, sample.tokens) == (1, [6, 6, 50, 51, 60])
     assert sample.loss_mask == [0, 0, 1]
     assert sample.weight_versions == ["0", "1"]
+    assert sample.version_spans == [(0, "0"), (2, "1")]
     assert source.buffer == []
 
 
@@ -257,7 +258,10 @@ async def test_deadline_names_what_is_missing_and_leaves_no_task():
     assert engine.url in message
 
 
-async def test_engine_that_aborts_on_its_own_cannot_starve_the_round():
+async def test_engine_that_aborts_on_its_own_cannot_starve_the_round(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(continuing, "MAX_EMPTY_CUTS", 0)
     async with fake_engine(lambda payload, number: Reply(ids=(), finish="abort")) as engine:
         args = make_args(engine.url)
         with pytest.raises(EngineError, match="does something else send /abort_request"):

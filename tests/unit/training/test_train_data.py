@@ -87,3 +87,11 @@ def test_the_shortcut_past_validate_lets_nothing_through(name: str, value: Any) 
         with pytest.raises(DataError) as caught:
             columns(samples)
         assert str(caught.value) == found
+
+
+def test_spans_of_versions_are_a_column_where_one_sample_has_several() -> None:
+    samples = round_of(2)
+    samples[0].version_spans = [(0, "3")]
+    assert "version_spans" not in columns(samples)
+    samples[1].version_spans = [(0, "3"), (1, "4")]
+    assert columns(samples)["version_spans"] == [[(0, "3")], [(0, "3"), (1, "4")]]

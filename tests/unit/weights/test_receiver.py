@@ -30,13 +30,18 @@ def weights(seed: int) -> dict[str, Tensor]:
 
 @contextmanager
 def transport_to(
-    *engines: FakeSGLang, has_same_weights: bool = False
+    *engines: FakeSGLang, has_same_weights: bool = False, flushes: bool = True
 ) -> Iterator[tuple[EngineControl, ReceiverTransport]]:
     with ExitStack() as stack:
         urls = [stack.enter_context(serving(engine)).url for engine in engines]
         control = EngineControl(urls, timeout_s=20.0)
         transport = ReceiverTransport(
-            control, host="127.0.0.1", timeout_s=20.0, way="gloo", has_same_weights=has_same_weights
+            control,
+            host="127.0.0.1",
+            timeout_s=20.0,
+            way="gloo",
+            has_same_weights=has_same_weights,
+            flushes=flushes,
         )
         transport.open()
         yield control, transport
@@ -76,6 +81,17 @@ def test_every_rank_of_every_engine_gets_every_sync_bit_for_bit(fakes: Engines) 
             assert report.digest
     # One request for a whole sync, and one to say goodbye.
     assert engines[0].paths.count("/update_weights_from_tensor") == 3
+
+
+@pytest.mark.parametrize("flushes", [True, False])
+def test_a_cache_is_emptied_only_where_no_request_may_be_paused(
+    fakes: Engines, flushes: bool
+) -> None:
+    engines = fakes.make([(weights(0),)])
+    with transport_to(*engines, flushes=flushes) as (control, transport):
+        sync(control, transport, weights(1), "1")
+    # The goodbye empties nothing.
+    assert engines[0].flushes == [flushes, False]
 
 
 def test_the_first_sync_may_have_to_change_nothing(fakes: Engines) -> None:

@@ -24,6 +24,8 @@ function tokensNode(sample) {
     const rows = [el("div", {}, `${JSON.stringify(sample.pieces[i])}  token ${i + 1} of ${num(sample.length)}`)];
     if (typeof logProb === "number") rows.push(tipRow(null, "log-prob", num(logProb)), tipRow(null, "p", `${+(Math.exp(logProb) * 100).toPrecision(3)} %`));
     if (sample.mask && sample.mask[i] === 0) rows.push(el("div", {}, "masked: does not train"));
+    const span = (sample.spans || []).filter(([first]) => first <= i).pop();
+    if (span && span[1]) rows.push(tipRow(null, "weights", span[1]));
     showTip(event, ...rows);
   };
   node.addEventListener("pointermove", show);

@@ -97,7 +97,7 @@ def test_an_answer_has_sglangs_fields() -> None:
     assert meta["finish_reason"] == {"type": "length", "length": 2}
     assert (meta["prompt_tokens"], meta["completion_tokens"]) == (3, 2)
     assert meta["weight_version"] == "3"
-    assert "weight_versions" not in meta
+    assert meta["weight_versions"] == [("3", 0)]
     assert meta["e2e_latency"] == 2.0
     request.versions.append(("4", 1))
     assert answer(request, None)["meta_info"]["weight_versions"] == [("3", 0), ("4", 1)]
