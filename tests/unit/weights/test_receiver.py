@@ -9,6 +9,8 @@ import torch
 from support.fake_sglang import Engines, FakeSGLang, assert_holds, serving
 from torch import Tensor
 
+from slime.checkpoint.block_fp8 import quantized
+from slime.checkpoint.fp8_format import Fp8Format
 from slime.engines.control import EngineControl
 from slime.engines.sglang.invitation import note, request
 from slime.errors import WeightSyncError
@@ -76,6 +78,31 @@ def test_every_rank_of_every_engine_gets_every_sync_bit_for_bit(fakes: Engines) 
             assert report.digest
     # One request for a whole sync, and one to say goodbye.
     assert engines[0].paths.count("/update_weights_from_tensor") == 3
+
+
+def test_weights_in_8_bits_arrive_bit_for_bit_under_the_names_of_their_checkpoint(
+    fakes: Engines,
+) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    dtypes = {name: "F8_E4M3", f"{name}_scale_inv": "F32", "model.norm.weight": "BF16"}
+    form = Fp8Format("/fp8", dtypes)
+
+    def trained(seed: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        shapes = {name: (200, 130), "model.norm.weight": (130,)}
+        return {n: torch.randn(*s, generator=generator).bfloat16() for n, s in shapes.items()}
+
+    def expected(seed: int) -> dict[str, Tensor]:
+        small, scales = quantized(trained(seed)[name])
+        return {name: small, f"{name}_scale_inv": scales} | {
+            "model.norm.weight": trained(seed)["model.norm.weight"]
+        }
+
+    engines = fakes.make([(expected(0),), (expected(0),)])
+    with transport_to(*engines) as (control, transport):
+        report = sync(control, transport, dict(form.of(trained(1).items())), "1")
+    assert report.num_tensors == 3
+    assert_holds(engines, expected(1))
 
 
 def test_the_first_sync_may_have_to_change_nothing(fakes: Engines) -> None:
