@@ -94,7 +94,6 @@ def run_rank(options: argparse.Namespace, rank: int) -> None:
     from slime.backends.megatron import trainer as megatron_trainer
     from slime.backends.megatron.trainer import MegatronTrainer
     from slime.orchestration.ways import make_way
-    from slime.weights.sync import sync_weights
 
     logging.getLogger("httpx").setLevel(logging.WARNING)
     on_cuda = options.device == "cuda"
@@ -117,7 +116,7 @@ def run_rank(options: argparse.Namespace, rank: int) -> None:
         config, urls, rank=rank, host="127.0.0.1", has_same_weights=False, engines_are_away=False
     )
     if way is not None:
-        way.transport.open()
+        way.open()
     reports: list[Any] = []
     walls: list[float] = []
     for number in range(options.syncs + 1):
@@ -128,16 +127,7 @@ def run_rank(options: argparse.Namespace, rank: int) -> None:
                 pass
             continue
         way.begin()
-        report = sync_weights(
-            trainer.named_weights(),
-            control=way.control,
-            transport=way.transport,
-            version=str(number + 1),
-            bucket_bytes=config.update_weight_buffer_size,
-            verify=config.verify_weight_sync,
-            pause_mode=way.pause_mode,
-            agree=way.agree,
-        )
+        report = way.sync(trainer.named_weights(), str(number + 1))
         walls.append(time.monotonic() - start)
         reports.append(report)
     if rank == 0:

@@ -11,7 +11,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from slime.config.config import Config
-from slime.config.quantization import is_quantized_checkpoint
 from slime.engines.control import EngineControl
 from slime.engines.protocol import PauseMode
 from slime.errors import WeightSyncError
@@ -219,8 +218,6 @@ def _way_over_disk(
             copies=copies,
             host=host,
             timeout_s=timeout_s,
-            # Weights in 8 bits SGLang may process after it has loaded them.
-            reloads=not is_quantized_checkpoint(config.hf_checkpoint),
         )
     return WayOverDisk(
         control,

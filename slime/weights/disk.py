@@ -63,8 +63,6 @@ class DiskTransport:
         copies: on the engines' hosts; None where they load what the trainer wrote.
         host: address of this process that the engines can reach.
         timeout_s: deadline of each wait, seconds.
-        reloads: whether SGLang makes of a tensor alone what it makes of it in a file, so that loading
-            once more may change nothing; not so where it processes weights after loading.
     """
 
     def __init__(
@@ -75,13 +73,11 @@ class DiskTransport:
         copies: Copies | None = None,
         host: str,
         timeout_s: float,
-        reloads: bool = True,
     ) -> None:
         self._control = control
         self._versions = versions
         self._copies = copies
         self._check = FileCheck(control, host=host, timeout_s=timeout_s)
-        self._reloads = reloads
         self._judge: Literal["engines", "receivers", "files"] = "files"
 
     def open(self) -> None:
@@ -185,7 +181,7 @@ class DiskTransport:
             sums = [answer.get("checksums") for answer in answers]
             verify_sums(version.sums, [s if isinstance(s, dict) else {} for s in sums], urls)
         elif self._judge == "receivers":
-            sums = self._check.sums(folder, compare=self._reloads)
+            sums = self._check.sums(folder)
             verify_sums(version.sums, sums, urls)
         elif version.density is None:  # each change was compared by the host that made it
             check_files(version.folder, version.sums)
@@ -197,7 +193,8 @@ def load_from_disk(control: EngineControl, folder: str | Path) -> list[dict[str,
     Raises:
         WeightSyncError: one could not, or is gone.
     """
-    body = {"model_path": str(folder), "flush_cache": True}
+    # Said, as the engines may have been started without weights (--sglang-load-format dummy).
+    body = {"model_path": str(folder), "load_format": "auto", "flush_cache": True}
     try:
         with waiting(", ".join(control.urls), "load weights", deadline_s=control.timeout_s):
             return control.post_all("/update_weights_from_disk", body)
@@ -220,9 +217,4 @@ def prove_tensors(
         WeightSyncError: names the parameters that differ.
     """
     load_from_disk(control, folder)
-    try:
-        FileCheck(control, host=host, timeout_s=timeout_s).sums(folder, compare=True)
-    except WeightSyncError as error:
-        raise WeightSyncError(
-            f"{error} --update-weight-transport disk does not need it: there SGLang loads files."
-        ) from error
+    FileCheck(control, host=host, timeout_s=timeout_s).sums(folder)

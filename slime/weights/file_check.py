@@ -33,11 +33,10 @@ class FileCheck:
         self._host = host
         self._timeout_s = timeout_s
 
-    def sums(self, folder: str | Path, *, compare: bool) -> list[dict[str, int]]:
+    def sums(self, folder: str | Path) -> list[dict[str, int]]:
         """Per server the checksum of each tensor in the files of `folder`, as all of its ranks read them.
 
-        Args:
-            compare: have the tensors loaded once more, and be sure that this changes nothing.
+        They are loaded once more, tensor by tensor, which has to change nothing.
 
         Raises:
             WeightSyncError: a rank could not read the files, two of them read different bytes, or what
@@ -54,10 +53,7 @@ class FileCheck:
         store = listening_store(self._host, port, end, timeout)
         store.set(FILES_KEY, json.dumps(str(folder)))
         self._requests.start(
-            [
-                [self._invitation(port, rank, end, compare=compare) for rank in of_server]
-                for of_server in ranks
-            ]
+            [[self._invitation(port, rank, end) for rank in of_server] for of_server in ranks]
         )
         answers = self._answers(store, range(1, end))
         self._requests.end()
@@ -67,7 +63,7 @@ class FileCheck:
             for of_server, url in zip(ranks, self._requests.urls, strict=True)
         ]
 
-    def _invitation(self, port: int, rank: int, world_size: int, *, compare: bool) -> Invitation:
+    def _invitation(self, port: int, rank: int, world_size: int) -> Invitation:
         return Invitation(
             host=self._host,
             port=port,
@@ -76,7 +72,7 @@ class FileCheck:
             world_size=world_size,
             way="file",
             sync=_FIRST_SYNC,
-            compare=compare,
+            compare=True,
             timeout_s=self._timeout_s,
         )
 
@@ -108,11 +104,12 @@ def _sums(answers: Sequence[dict[str, Any]], url: str) -> dict[str, int]:
 
 
 def _check_unchanged(answers: Sequence[dict[str, Any]], folder: str | Path) -> None:
-    changed = sorted({name for answer in answers for name in answer["changed"] or ()})
+    changed = sorted({name for answer in answers for name in answer["changed"]})
     if changed:
         raise WeightSyncError(
             f"SGLang made of the files in {folder} something else than of their tensors, one by one: "
             f"{len(changed)} of its parameters differ: {', '.join(changed[:8])}. So what a weight sync "
-            "brings would not be what a checkpoint brings; report this with the model's config.json and the "
-            "kind of GPU."
+            "brings would not be what a checkpoint brings. Of weights in 8 bits it is so on cards where SGLang "
+            "processes them after loading: give the bf16 model as --hf-checkpoint there. Otherwise report this "
+            "with the model's config.json."
         )

@@ -75,7 +75,7 @@ def bring(version: Path, local_dir: str | Path) -> None:
                 raise Stale(f"{copy} is of {_shown(state)}, not of version {base}")
             _write_state(copy, _state_of(run, number))
     except OSError as error:
-        raise CheckpointError(write_failure(copy, error)) from error
+        raise CheckpointError(f"{write_failure(copy, error)} (made from {version})") from error
 
 
 def _copy_whole(version: Path, copy: Path) -> None:

@@ -119,10 +119,11 @@ class VersionFolder:
                 },
                 make_room=_Room(folder, self._patience_s, self._remove_oldest),
             )
-        except CheckpointError as error:
+        except (CheckpointError, OSError) as error:
+            reason = error if isinstance(error, CheckpointError) else write_failure(folder, error)
             raise WeightSyncError(
                 f"version {number} of the weights was not written, so the engines keep the one before: "
-                f"{error}. Nothing of the run is lost: it goes on from its last checkpoint."
+                f"{reason}. Nothing of the run is lost: it goes on from its last checkpoint."
             ) from error
         self._written = [path for path in self._written if path != folder] + [folder]
         return folder

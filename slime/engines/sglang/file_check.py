@@ -33,9 +33,9 @@ def check_key(rank: int) -> str:
 def answer_check(model: torch.nn.Module, invitation: Invitation) -> None:
     """Tell the trainer the checksum of each tensor in the files, as this rank reads them.
 
-    With `invitation.compare` their tensors are also loaded once more, into parameters emptied first, and
-    those that then differ from what the server had made of the files are named: this proves that it
-    has taken all of them, every bit.
+    The tensors are loaded once more, into parameters emptied first, and those parameters that then
+    differ from what the server had made of the files are named: this proves that it has taken all of
+    them, every bit.
     """
     c10d: Any = dist  # torch exports no types of its stores
     timeout = datetime.timedelta(seconds=invitation.timeout_s)
@@ -48,26 +48,23 @@ def answer_check(model: torch.nn.Module, invitation: Invitation) -> None:
         wait_for_workers=False,
     )
     try:
-        answer = _check(model, json.loads(store.get(FILES_KEY)), compare=invitation.compare)
+        answer = _check(model, Path(json.loads(store.get(FILES_KEY))))
     except Exception as error:
         logger.exception("slime could not check the loaded weights")
         answer = {"error": f"{type(error).__name__}: {error}"}
     store.set(check_key(invitation.rank), json.dumps(answer))
 
 
-def _check(model: Any, folder: str, *, compare: bool) -> dict[str, Any]:
-    before = emptied(model) if compare else None
+def _check(model: Any, folder: Path) -> dict[str, Any]:
+    before = emptied(model)
     sums: dict[str, int] = {}
     device = str(next(model.parameters()).device)
-    for named in _tensors(Path(folder), device):
+    for named in _tensors(folder, device):
         names, tensors = zip(*named, strict=True)
-        if compare:
-            model.load_weights(named)
+        model.load_weights(named)
         sums |= dict(zip(names, checksums(tensors), strict=True))
-    changed = None
-    if before is not None:
-        after = own_checksums(model)
-        changed = [name for name, value in after.items() if before[name] != value]
+    after = own_checksums(model)
+    changed = [name for name, value in after.items() if before[name] != value]
     return {"sums": sums, "changed": changed}
 
 

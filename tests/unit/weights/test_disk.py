@@ -64,16 +64,13 @@ class LocalCopies:
 
 @contextmanager
 def transport_to(
-    *engines: FakeSGLang,
-    versions: Versions,
-    copies: LocalCopies | None = None,
-    reloads: bool = True,
+    *engines: FakeSGLang, versions: Versions, copies: LocalCopies | None = None
 ) -> Iterator[tuple[EngineControl, DiskTransport]]:
     with ExitStack() as stack:
         urls = [stack.enter_context(serving(engine)).url for engine in engines]
         control = EngineControl(urls, timeout_s=20.0)
         transport = DiskTransport(
-            control, versions, copies=copies, host="127.0.0.1", timeout_s=20.0, reloads=reloads
+            control, versions, copies=copies, host="127.0.0.1", timeout_s=20.0
         )
         transport.open()
         yield control, transport
@@ -158,9 +155,7 @@ def test_a_checkpoint_proves_that_tensors_bring_what_files_do(fakes: Engines, fo
         prove_tensors(control, checkpoint, host="127.0.0.1", timeout_s=20.0)
         assert_holds(engines, weights(1))
         engines[0].damages = "lm_head.weight"
-        with pytest.raises(
-            WeightSyncError, match=r"lm_head_weight.*--update-weight-transport disk"
-        ):
+        with pytest.raises(WeightSyncError, match=r"lm_head_weight.*give the bf16 model"):
             prove_tensors(control, checkpoint, host="127.0.0.1", timeout_s=20.0)
 
 
@@ -169,7 +164,7 @@ def test_files_that_an_engines_host_sees_otherwise_are_named(
 ) -> None:
     engines = fakes.make([(weights(0),)])
     versions = WholeVersions(folder)
-    with transport_to(*engines, versions=versions, reloads=False) as (_, transport):
+    with transport_to(*engines, versions=versions) as (_, transport):
 
         def damage(path: Path) -> None:
             file = path / "model.safetensors"

@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 
 import pytest
 import torch
-from support.fake_sglang import Engines, FakeSGLang, assert_holds, serving
+from support.fake_sglang import Engines, FakeSGLang, assert_holds, packed, serving
 from torch import Tensor
 
 from slime.checkpoint.block_fp8 import quantized
@@ -136,7 +136,7 @@ def test_what_was_loaded_is_noted_before_the_memory_is_given_away(
             body = request([note(0), note(1)], flush=False)
             control.post_all("/update_weights_from_tensor", body)
         for rank in engine.ranks:  # back with what happens to be there
-            rank.call("begin", {name: 0 * x.numpy() + 7 for name, x in weights(1).items()})
+            rank.call("begin", {name: packed(0 * x + 7) for name, x in weights(1).items()})
         expected = nullcontext() if is_noted else pytest.raises(WeightSyncError, match="come back")
         with expected:
             sync(control, transport, weights(1), "1")

@@ -190,6 +190,13 @@ def test_a_disk_that_stays_full_is_said_in_words_and_leaves_no_version(
     check_files(version.folder, version.sums)
 
 
+def test_a_folder_that_cannot_be_made_is_said_in_words(folder) -> None:
+    place = folder()
+    place.path.write_text("a file")
+    with pytest.raises(WeightSyncError, match=r"version 1 .*cannot write .*weight_v000001"):
+        WholeVersions(place).publish(weights(1).items(), "1")
+
+
 def test_an_older_version_goes_when_the_disk_is_full(folder, monkeypatch) -> None:
     disk, place = Disk(monkeypatch), folder()
     versions = WholeVersions(place)
