@@ -92,7 +92,6 @@ def run_engines_and_ranks(options: argparse.Namespace) -> int:
 def run_rank(options: argparse.Namespace, rank: int) -> None:
     """All syncs of one rank; rank 0 prints."""
     from slime.orchestration.ways import make_way
-    from slime.weights.sync import sync_weights
 
     logging.getLogger("httpx").setLevel(logging.WARNING)
     on_cuda = options.device == "cuda"
@@ -107,7 +106,7 @@ def run_rank(options: argparse.Namespace, rank: int) -> None:
         config, urls, rank=rank, host="127.0.0.1", has_same_weights=False, engines_are_away=False
     )
     if way is not None:
-        way.transport.open()
+        way.open()
     reports: list[Any] = []
     walls: list[float] = []
     for number in range(options.syncs + 1):
@@ -118,16 +117,7 @@ def run_rank(options: argparse.Namespace, rank: int) -> None:
                 pass
             continue
         way.begin()
-        report = sync_weights(
-            trainer.named_weights(),
-            control=way.control,
-            transport=way.transport,
-            version=str(number + 1),
-            bucket_bytes=config.update_weight_buffer_size,
-            verify=config.verify_weight_sync,
-            pause_mode=way.pause_mode,
-            agree=way.agree,
-        )
+        report = way.sync(trainer.named_weights(), str(number + 1))
         walls.append(time.monotonic() - start)
         reports.append(report)
     if rank == 0:

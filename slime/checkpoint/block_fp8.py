@@ -68,10 +68,16 @@ def quantized(weight: Tensor, *, power_of_two: bool = False) -> tuple[Tensor, Te
     blocks = padded.reshape(len(padded) // _BLOCK, _BLOCK, -1, _BLOCK)
     scales = blocks.abs().amax((1, 3)).clamp(min=1e-12) / _LARGEST
     if power_of_two:
-        scales = torch.exp2(torch.ceil(torch.log2(scales)))
+        scales = _up_to_power_of_two(scales)
     small = (blocks / scales[:, None, :, None]).clamp(-_LARGEST, _LARGEST)
     whole = small.flatten(2, 3).flatten(0, 1)[:rows, :columns]
     return whole.to(FP8).contiguous(), scales
+
+
+def _up_to_power_of_two(scales: Tensor) -> Tensor:
+    """The next power of two, in the bits of fp32: logarithms differ in the last bit from device to device."""
+    mantissa = (1 << 23) - 1
+    return ((scales.view(torch.int32) + mantissa) & ~mantissa).view(torch.float32)
 
 
 def quantization_config(*, power_of_two: bool = False) -> dict[str, Any]:

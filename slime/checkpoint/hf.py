@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from slime.checkpoint.block_fp8 import SCALE_SUFFIX, dequantized, is_scale
 from slime.checkpoint.ranks import Ranks
-from slime.checkpoint.safetensors_file import SafetensorsFile
+from slime.checkpoint.safetensors_file import MakeRoom, SafetensorsFile
 from slime.checkpoint.stacked import ExpertPart, is_stack, parts_of_stack
 from slime.errors import CheckpointError
 from slime.observability.disk import write_failure
@@ -85,6 +85,11 @@ class HfFolder:
         """All tensor names, those of stacked experts one by one."""
         whole = (name for name in self._shard_of if not (is_stack(name) or is_scale(name)))
         return (*whole, *self._expert_parts)
+
+    def stored_dtypes(self) -> dict[str, str]:
+        """Name -> dtype as safetensors spells it (`F8_E4M3`), of what the files hold: stacks and scales too."""
+        by_file = sorted(self._shard_of, key=self._shard_of.__getitem__)
+        return {name: self._file_of(name).get_slice(name).get_dtype() for name in by_file}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor, from its file's header.
@@ -233,6 +238,8 @@ def write_hf_folder(
     verifies: bool = False,
     resume_key: str | None = None,
     ranks: Ranks | None = None,
+    index_metadata: Callable[[], Mapping[str, Any]] | None = None,
+    make_room: MakeRoom | None = None,
 ) -> None:
     """Write a folder that `AutoModelForCausalLM` loads, as the tensors come.
 
@@ -253,6 +260,9 @@ def write_hf_folder(
             one with the same key goes on there: `tensors` then leaves out `names_written`.
         ranks: processes that write one folder together, each its own `tensors` into files of its own;
             `expected` are those of all. It needs a `resume_key`.
+        index_metadata: called when all tensors are written: what the index says besides. There is an
+            index then also for a single file, and for no tensor at all.
+        make_room: as `SafetensorsFile` has it.
 
     Raises:
         CheckpointError: `path` is there and not empty, a name came twice, or the names are not
@@ -273,7 +283,9 @@ def write_hf_folder(
     if ranks.rank == 0:
         _begin(partial, resume_key, written)
     ranks.barrier()
-    shards = _ShardWriter(partial, max_shard_bytes, written, ranks, verifies=verifies)
+    shards = _ShardWriter(
+        partial, max_shard_bytes, written, ranks, verifies=verifies, make_room=make_room
+    )
     try:
         for name, tensor in tensors:
             if not (tied and name == "lm_head.weight"):
@@ -284,7 +296,7 @@ def write_hf_folder(
             shards.take_in(_written_shards(partial, resume_key) if ranks.size > 1 else {})
             if expected is not None:
                 check_names(shards.shard_of, expected, where=f"the model written to {target}")
-            shards.finish()
+            shards.finish(None if index_metadata is None else index_metadata())
             _copy_companions(Path(config_from), partial)
             _write_config(partial, config, shards.main_dtype(), config_changes or {})
             _put_in_place(partial, target)
@@ -358,8 +370,10 @@ class _ShardWriter:
         ranks: Ranks,
         *,
         verifies: bool,
+        make_room: MakeRoom | None,
     ) -> None:
         self._verifies = verifies
+        self._make_room = make_room
         self.shard_of: dict[str, int] = {}
         self._folder = folder
         self._max_bytes = max_bytes
@@ -384,7 +398,7 @@ class _ShardWriter:
         if self._file is not None and not self._file.has_room(tensor, self._max_bytes):
             self.close()
         if self._file is None:
-            self._file = SafetensorsFile(self._path(self._number))
+            self._file = SafetensorsFile(self._path(self._number), self._make_room)
         self._file.add(name, tensor)
         row = (str(tensor.dtype).removeprefix("torch."), tensor.nbytes)
         self._contents[name] = row
@@ -421,9 +435,9 @@ class _ShardWriter:
             self._file.abandon()
             self._file = None
 
-    def finish(self) -> None:
-        """Give all files their names, and write the index if there are several."""
-        if not self.shard_of:
+    def finish(self, metadata: Mapping[str, Any] | None) -> None:
+        """Give all files their names, and write the index if there are several or metadata for it."""
+        if not self.shard_of and metadata is None:
             raise CheckpointError(f"No tensor came for {self._folder}; there is nothing to write.")
         (self._folder / _RESUME_NAME).unlink(missing_ok=True)
         total = len(self._shards)
@@ -434,9 +448,9 @@ class _ShardWriter:
         for number, name in names.items():
             self._contents_path(number).unlink()
             self._path(number).rename(self._folder / name)
-        if total > 1:
+        if total > 1 or metadata is not None:
             index = {
-                "metadata": {"total_size": self._total_bytes},
+                "metadata": {"total_size": self._total_bytes, **(metadata or {})},
                 "weight_map": {name: names[shard] for name, shard in self.shard_of.items()},
             }
             _write_json(self._folder / INDEX_NAME, index)
@@ -482,6 +496,17 @@ def _put_in_place(partial: Path, target: Path) -> None:
         os.replace(target, old)
     os.replace(partial, target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def read_index_metadata(folder: str | Path) -> dict[str, Any]:
+    """What the index of a folder says besides where the tensors are; nothing without an index.
+
+    Raises:
+        CheckpointError: the index is no valid JSON.
+    """
+    index = Path(folder) / INDEX_NAME
+    found = _read_json(index).get("metadata") if index.is_file() else None
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -6,13 +6,19 @@ Source: the format, https://github.com/huggingface/safetensors#format.
 import json
 import shutil
 import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
 
 from slime.errors import CheckpointError
+from slime.observability.disk import FULL
+
+# Called when the disk is full, with the error: comes back to try again, or raises.
+MakeRoom = Callable[[OSError], None]
 
 # Room before the first tensor for the header, which is known last; spaces fill it up.
 _ROOM = 64 * 2**10
@@ -33,14 +39,20 @@ _DTYPES = {
 
 
 class SafetensorsFile:
-    """The file at `path`, which is whole after `close`."""
+    """The file at `path`, which is whole after `close`.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        make_room: called when the disk is full; without it that is an OSError.
+    """
+
+    def __init__(self, path: Path, make_room: MakeRoom | None = None) -> None:
         self._path = path
+        self._make_room = make_room
         self._header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         self._end = 0
         self._crc = 0
-        self._stream: BinaryIO = path.open("wb")
+        # Without a buffer: what a write that failed left in one could not be told.
+        self._stream: BinaryIO = cast(BinaryIO, path.open("wb", buffering=0))
         self._stream.seek(_ROOM)
 
     def has_room(self, tensor: Tensor, max_bytes: int) -> bool:
@@ -59,24 +71,34 @@ class SafetensorsFile:
         if tensor.nbytes:
             data = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
             self._crc = zlib.crc32(data, self._crc)
-            self._stream.write(data)
+            self._write(data)
 
     def close(self) -> None:
         """Write the header, in the room for it or, where that is too small, into a new file."""
         words = json.dumps(self._header, separators=(",", ":")).encode()
         if 8 + len(words) <= _ROOM:
             self._stream.seek(0)
-            _write_header(self._stream, words, _ROOM)
+            self._write(memoryview(_header(words, _ROOM)))
             self._stream.close()
             return
         self._stream.close()
         draft = self._path.with_name(f"{self._path.name}.draft")
         self._path.rename(draft)
         with draft.open("rb") as source, self._path.open("wb") as target:
-            _write_header(target, words, 8 + len(words) + -len(words) % 8)
+            target.write(_header(words, 8 + len(words) + -len(words) % 8))
             source.seek(_ROOM)
             shutil.copyfileobj(source, target, _BLOCK_BYTES)
         draft.unlink()
+
+    def _write(self, data: memoryview) -> None:
+        """All of it, also where one write takes a part."""
+        while data:
+            try:
+                data = data[self._stream.write(data) :]
+            except OSError as error:
+                if self._make_room is None or error.errno not in FULL:
+                    raise
+                self._make_room(error)
 
     def abandon(self) -> None:
         """Close and remove what is not whole."""
@@ -100,6 +122,51 @@ class SafetensorsFile:
             )
 
 
-def _write_header(stream: BinaryIO, words: bytes, size: int) -> None:
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor lies in a file.
+
+    Attributes:
+        dtype: as the format spells it, `BF16`.
+        start, end: first byte in the file, and the one after the last.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def read_header(path: Path) -> dict[str, Stored]:
+    """The tensors in a file by name.
+
+    Raises:
+        CheckpointError: it is no safetensors file, or cut short.
+    """
+    try:
+        with path.open("rb") as stream:
+            room = int.from_bytes(stream.read(8), "little")
+            size = path.stat().st_size
+            if room > size:
+                raise ValueError(f"a header of {room} bytes in {size}")
+            rows = cast("dict[str, dict[str, Any]]", json.loads(stream.read(room)))
+        stored = {
+            name: Stored(
+                row["dtype"],
+                tuple(row["shape"]),
+                *(8 + room + int(offset) for offset in row["data_offsets"]),
+            )
+            for name, row in rows.items()
+            if name != "__metadata__"
+        }
+        end = max((one.end for one in stored.values()), default=0)
+        if end > size:
+            raise ValueError(f"tensors up to byte {end} in {size}")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged or cut short: {error}; write it anew") from error
+    return stored
+
+
+def _header(words: bytes, size: int) -> bytes:
     """The header's length and words, with spaces up to `size` bytes together."""
-    stream.write((size - 8).to_bytes(8, "little") + words.ljust(size - 8))
+    return (size - 8).to_bytes(8, "little") + words.ljust(size - 8)

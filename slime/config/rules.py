@@ -14,6 +14,7 @@ from slime.config.layout import data_parallel_size, micro_batch_multiple
 from slime.config.parallel_rules import parallel_sizes
 from slime.config.problems import Problems
 from slime.config.states import EMBEDDED_ENGINE_OPTIONS
+from slime.config.weight_rules import quantized_weights, weights_through_files
 from slime.plugins import nearest
 from slime.registry import REWARDS
 
@@ -42,6 +43,15 @@ _NEEDS = {
     "eval_config": "eval_interval",
     "eval_prompt_data": "eval_interval",
     "save_hf": "save",
+    "update_weight_disk_keep_files": "update_weight_disk_dir",
+    "custom_update_weight_post_write_path": "update_weight_disk_dir",
+}
+# flag -> (the flag, its value) without which it does nothing.
+_NEEDS_VALUE = {
+    "update_weight_disk_dir": ("update_weight_transport", "disk"),
+    "update_weight_local_checkpoint_dir": ("update_weight_transport", "disk"),
+    "update_weight_delta_encoding": ("update_weight_mode", "delta"),
+    "update_weight_delta_checksum": ("update_weight_mode", "delta"),
 }
 
 
@@ -339,6 +349,9 @@ def _warn_without_effect(config: Config) -> None:
         is_given = getattr(config, name) not in (defaults[name], None)
         if is_given and getattr(config, needed) in (False, None):
             logger.warning("%s has no effect without %s", _flag(name), _flag(needed))
+    for name, (needed, value) in _NEEDS_VALUE.items():
+        if getattr(config, name) != defaults[name] and getattr(config, needed) != value:
+            logger.warning("%s has no effect without %s %s", _flag(name), _flag(needed), value)
     if config.use_dynamic_batch_size and config.micro_batch_size != 1:
         logger.warning("--micro-batch-size has no effect with --use-dynamic-batch-size")
 
@@ -366,7 +379,9 @@ RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _device,
     _precision,
     _optimizer,
+    weights_through_files,
     _folders,
     _model,
+    quantized_weights,
     _data_files,
 )

@@ -77,7 +77,6 @@ _LATENTS = "fusions and caches of multi-latent attention are not built"
 _MTP = "not built yet: multi-token prediction"
 _FP8 = "needs TransformerEngine, which slime does without"
 _OPD = "not built yet: on-policy distillation"
-_DISK = "not built yet: weight sync through files; the collective transport works"
 _BUFFER = "not built yet: the HTTP rollout buffer"
 _PROFILE = "not built yet: the torch profiler"
 _MEMORY = "not built yet: recording memory history"
@@ -134,14 +133,6 @@ SLIME_STATES: dict[str, FlagState] = {
     "--opd-kl-coef": refused(_OPD),
     "--opd-teacher-load": refused(_OPD),
     "--opd-teacher-ckpt-step": refused(_OPD),
-    "--update-weight-mode": refused("not built yet: sending what changed only"),
-    "--update-weight-transport": refused(_DISK),
-    "--update-weight-disk-dir": refused(_DISK),
-    "--update-weight-disk-keep-files": refused(_DISK),
-    "--update-weight-delta-encoding": refused(_DISK),
-    "--update-weight-delta-checksum": refused(_DISK),
-    "--custom-update-weight-post-write-path": refused(_DISK),
-    "--update-weight-local-checkpoint-dir": refused(_DISK),
     "--load-forge-rollout-data": refused("not built yet: replaying recorded rollouts"),
     "--memory-snapshot-dir": refused(_MEMORY),
     "--memory-snapshot-num-steps": refused(_MEMORY),

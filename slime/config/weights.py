@@ -11,7 +11,7 @@ class WeightsConfig:
     """Weight sync."""
 
     update_weight_mode: Literal["full", "delta"] = flag(
-        "full", "Send all weights, or what changed."
+        "full", "Send all weights, or only what changed, through files."
     )
     update_weight_transport: Literal["nccl", "disk"] = flag(
         "nccl", "Collectives of the device (NCCL on CUDA, gloo on CPU), or files."
@@ -36,17 +36,23 @@ class WeightsConfig:
     check_weight_update_equal: bool = flag(
         False, "Check after the first sync that the engines' weights are those they loaded."
     )
-    update_weight_disk_dir: str | None = flag(None, "Shared folder of the disk transport.")
-    update_weight_disk_keep_files: bool = flag(False, "Keep old versions on disk.")
+    update_weight_disk_dir: str | None = flag(
+        None, "Folder of versions, weight_v000001 ...: one that trainer and engines share."
+    )
+    update_weight_disk_keep_files: bool = flag(
+        False, "Keep old versions; without it the last one stays."
+    )
     update_weight_delta_encoding: Literal["xor", "overwrite"] = flag(
-        "xor", "How a delta writes changed bytes."
+        "xor", "How changed bytes are written: as a difference, or their places and values."
     )
     update_weight_delta_checksum: Literal["xxh3-128", "blake3", "adler32"] = flag(
-        "xxh3-128", "Checksum of each tensor of a delta."
+        "xxh3-128", "Checksum of each tensor that changed, compared on the engines' hosts."
     )
     custom_update_weight_post_write_path: str | None = flag(
-        None, "Function called after a version is written: fn(args, version_dir, engines)."
+        None,
+        "Function called on all training ranks when a version is written, before engines load it: "
+        "fn(args, version_dir, engines' addresses).",
     )
     update_weight_local_checkpoint_dir: str | None = flag(
-        None, "Folder on each engine host that holds a local copy."
+        None, "Folder on each engine's host for a copy of the weights, which engines load."
     )

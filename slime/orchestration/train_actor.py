@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slime.config.config import Config
+from slime.config.quantization import is_quantized_checkpoint
 from slime.engines.servers import free_port
 from slime.observability.doctor import register_process
 from slime.observability.garbage import settle_memory
@@ -16,15 +17,18 @@ from slime.observability.phases import Phase, Seconds, Segment, clock, phase
 from slime.observability.profile import take_timers, timer
 from slime.observability.timeline import close_timeline, open_timeline, span
 from slime.observability.waits import WARN_FRACTION, waiting
+from slime.orchestration.placement import engine_kind
 from slime.orchestration.ray_cluster import node_address
 
 # Torch is imported in the methods: the driver, which only names this actor's class, does without.
 if TYPE_CHECKING:
+    from slime.checkpoint.fp8_format import Fp8Format
     from slime.data.batch import RolloutBatch
-    from slime.orchestration.ways import WayToEngines
+    from slime.orchestration.ways import Way
     from slime.training.interface import Trainer
     from slime.training.update import UpdateHooks, UpdateResult
     from slime.weights.sync import SyncReport
+    from slime.weights.versions import Versions
 
 logger = logging.getLogger(__name__)
 
@@ -79,10 +83,13 @@ class TrainActor:
         self._rank = rank
         self._world_size = world_size
         self._trainer: Trainer | None = None
-        self._way: WayToEngines | None = None
+        self._way: Way | None = None
         self._is_asleep = False
         self._hooks: UpdateHooks | None = None
         self._trained_rounds = 0
+        self._versions: Versions | None = None
+        self._format: Fp8Format | None = None
+        self._is_proven = False
 
     def prepare(self) -> tuple[str, int]:
         """Import the training stack (seconds); returns address and a free port for the process group's store."""
@@ -108,7 +115,22 @@ class TrainActor:
         with span("load_model"), _together("load the model", timeout_s):
             self._trained_rounds = self._trainer.load()
         settle_memory()
+        self._prepare_sync()
         return self._trained_rounds
+
+    def _prepare_sync(self) -> None:
+        """What lasts as long as this rank, whichever engines come and go."""
+        from slime.checkpoint.fp8_format import Fp8Format
+        from slime.orchestration.disk_way import make_versions
+
+        if self._config.debug_train_only:
+            return
+        if self._rank == 0:
+            self._versions = make_versions(self._config)
+        if (
+            engine_kind(self._config) != "embedded"
+        ):  # which computes with what such a folder stands for
+            self._format = Fp8Format.read(self._config.hf_checkpoint or "")
 
     def connect_engines(self, urls: tuple[str, ...]) -> None:
         """Open the way for weights to these engines instead of those before; collective."""
@@ -116,7 +138,7 @@ class TrainActor:
             self._disconnect()
             self._way = self._make_way(urls, engines_are_away=bool(self._config.offload_rollout))
             if self._way is not None:
-                self._way.transport.open()
+                self._way.open()
 
     def restore_engine(self, url: str) -> None:
         """Give one engine that was started again the current weights; collective over all ranks.
@@ -141,7 +163,7 @@ class TrainActor:
         way = self._make_way((url,), engines_are_away=False)
         try:
             if way is not None:
-                way.transport.open()
+                way.open()
             with span("restore_engine"):
                 self._sync(way)
         finally:
@@ -164,31 +186,23 @@ class TrainActor:
             return {}, None
         return report.metrics(), report.digest or None
 
-    def _sync(self, way: "WayToEngines | None") -> "SyncReport | None":
+    def _sync(self, way: "Way | None") -> "SyncReport | None":
         """One sync on the ranks that send; the others gather with them, all to the end."""
-        from slime.weights.sync import sync_weights
-
-        named = self._ready().named_weights()
+        weights = self._ready().named_weights()
         if way is None:
             with _together("gather the weights", self._config.weight_sync_timeout_s):
-                exhaust(named)
+                exhaust(weights)
             return None
         way.begin()
+        named = weights if self._format is None else self._format.of(weights)
         try:
-            return sync_weights(
-                named,
-                control=way.control,
-                transport=way.transport,
-                version=self._weight_version,
-                bucket_bytes=self._config.update_weight_buffer_size,
-                verify=self._config.verify_weight_sync,
-                pause_mode=way.pause_mode,
-                agree=way.agree,
-            )
+            report = way.sync(named, self._weight_version)
         except Exception as error:
-            exhaust(named)  # the other ranks gather to the end
+            exhaust(weights)  # the other ranks gather to the end
             way.failed(error)
             raise
+        self._is_proven = True
+        return report
 
     def train(self, rollout_id: int, batch: "RolloutBatch") -> TrainReport:
         """Update the model on this rank's batch."""
@@ -246,7 +260,7 @@ class TrainActor:
         close_timeline()
         self._disconnect()
 
-    def _make_way(self, urls: tuple[str, ...], *, engines_are_away: bool) -> "WayToEngines | None":
+    def _make_way(self, urls: tuple[str, ...], *, engines_are_away: bool) -> "Way | None":
         """How weights of this rank reach these engines; None for a rank that sends none."""
         from slime.engines.rendezvous import address_towards
         from slime.orchestration.ways import make_way
@@ -262,7 +276,13 @@ class TrainActor:
             # What they loaded, only their owner knows.
             has_same_weights=starts_alike and not is_external,
             engines_are_away=engines_are_away,
+            versions=self._versions,
+            unproven=self._config.hf_checkpoint if self._must_prove() else None,
         )
+
+    def _must_prove(self) -> bool:
+        """Whether engines have to show that tensors in 8 bits are to them what such files are."""
+        return self._format is not None and self._config.verify_weight_sync and not self._is_proven
 
     def _disconnect(self) -> None:
         if self._way is not None:
@@ -281,7 +301,9 @@ def starts_like_engines(config: Config) -> bool:
 
     changes = {"load_format", "quantization", "dtype"} & set(config.sglang_argv)
     own = find_source(config.hf_checkpoint or "")
-    return not changes and resolve_start(config).source == own
+    # Of weights in 8 bits the trainer has bf16, which comes back as other bits.
+    is_other = bool(changes) or is_quantized_checkpoint(config.hf_checkpoint)
+    return not is_other and resolve_start(config).source == own
 
 
 def _together(action: str, deadline_s: float) -> waiting:

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
@@ -39,6 +39,9 @@ class SyncReport:
     Attributes:
         digest: of every bit of the weights, whatever order and buckets they came in; empty when
             the sync was not verified.
+        verified_by: whose checksums were compared with the trainer's.
+        density: share of the bytes that changed, where only those were written.
+        write_s: of files, while the engines still generate.
         gather_s: making buckets: gathering over ranks, and Hugging Face's form of each weight.
         send_s: putting them on their way.
         load_s: waiting for engines to have loaded one.
@@ -47,6 +50,9 @@ class SyncReport:
 
     version: str
     digest: str = ""
+    verified_by: Literal["", "engines", "receivers", "files"] = ""
+    density: float | None = None
+    write_s: float = 0.0
     num_buckets: int = 0
     num_tensors: int = 0
     num_bytes: int = 0
@@ -61,11 +67,11 @@ class SyncReport:
     def total_s(self) -> float:
         """All of it."""
         sending = self.gather_s + self.send_s + self.load_s + self.verify_s
-        return self.pause_s + sending + self.resume_s
+        return self.write_s + self.pause_s + sending + self.resume_s
 
     def metrics(self) -> dict[str, float]:
         """The report as `perf/update_weights_*` metrics."""
-        return {
+        metrics = {
             "perf/update_weights_time": self.total_s,
             "perf/update_weights_pause_time": self.pause_s,
             "perf/update_weights_gather_time": self.gather_s,
@@ -75,6 +81,11 @@ class SyncReport:
             "perf/update_weights_resume_time": self.resume_s,
             "perf/update_weights_wire_bytes": float(self.num_bytes),
         }
+        if self.write_s:
+            metrics["perf/update_weights_write_time"] = self.write_s
+        if self.density is not None:
+            metrics["perf/update_weights_density"] = self.density
+        return metrics
 
 
 def sync_weights(
@@ -105,7 +116,7 @@ def sync_weights(
             the tensor.
     """
     report = SyncReport(version)
-    clock = _Laps()
+    clock = Laps()
     pipe = _Pipe(control, transport, clock, report, verify=verify)
     control.pause(pause_mode.value)
     report.pause_s = clock.lap("pause")
@@ -119,6 +130,7 @@ def sync_weights(
     report.resume_s = clock.lap("resume")
     if verify:
         report.digest = weights_digest(pipe.sums)
+        report.verified_by = "engines"
     return report
 
 
@@ -132,7 +144,7 @@ class _Pipe:
 
     control: Pausable
     transport: WeightTransport
-    clock: "_Laps"
+    clock: "Laps"
     report: SyncReport
     verify: bool
     sums: dict[str, int] = field(default_factory=dict[str, int])
@@ -199,7 +211,7 @@ def weights_digest(checksums: Mapping[str, int]) -> str:
     return hashlib.blake2b(lines.encode(), digest_size=16).hexdigest()
 
 
-class _Laps:
+class Laps:
     """Seconds since the previous lap, each lap a span of the timeline."""
 
     def __init__(self) -> None:

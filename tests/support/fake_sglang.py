@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from slime.engines.sglang.invitation import RECEIVER
@@ -80,13 +81,32 @@ def _serve_rank(pipe: Any) -> None:
         method, args = pipe.recv()
         if method == "begin":
             arrays, *rest = args
-            model = FakeModel({name: torch.from_numpy(x) for name, x in arrays.items()}, *rest)
+            model = FakeModel({name: _unpacked(x) for name, x in arrays.items()}, *rest)
             pipe.send(None)
         elif method == "take":
             receive(model, OnlyTensors(io.BytesIO(args[0])).load())
             pipe.send(None)
+        elif method == "load":
+            folder, damages = args
+            for file in sorted(Path(folder).glob("*.safetensors")):
+                tensors = load_file(file)
+                if damages in tensors:
+                    tensors[damages] += 1
+                model.load_weights(list(tensors.items()))
+            pipe.send(None)
         else:
-            pipe.send({name: model.weight(name).numpy(force=True) for name in model.names()})
+            pipe.send({name: packed(model.weight(name).data) for name in model.names()})
+
+
+def packed(tensor: Tensor) -> tuple[str, list[int], bytes]:
+    """(dtype, shape, bytes): numpy has not all dtypes, and a pipe would share torch's memory."""
+    data = tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    return str(tensor.dtype).removeprefix("torch."), list(tensor.shape), data
+
+
+def _unpacked(words: tuple[str, list[int], bytes]) -> Tensor:
+    dtype, shape, data = words
+    return torch.frombuffer(bytearray(data), dtype=getattr(torch, dtype)).view(shape)
 
 
 class FakeSGLang:
@@ -99,6 +119,8 @@ class FakeSGLang:
         flushes: what weight updates said of the cache.
         breaks: answer weight updates with an error and run no receiver.
         random_seed: as it was started with.
+        loaders: its --custom-weight-loader.
+        damages: name of a tensor that it takes from files with other values.
     """
 
     def __init__(self, *ranks: RankProcess, breaks: bool = False, random_seed: int = 0) -> None:
@@ -108,14 +130,19 @@ class FakeSGLang:
         self.paths: list[str] = []
         self.flushes: list[bool] = []
         self.breaks = breaks
+        self.loaders = [RECEIVER]
+        self.damages: str | None = None
         self.url = ""
 
     def answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """Status and content for a POST request."""
         self.paths.append(path)
+        if self.breaks and path.startswith("/update_weights_from"):
+            return 500, {"error": "the scheduler is gone"}
+        if path == "/update_weights_from_disk":
+            for rank in self.ranks:
+                rank.call("load", body["model_path"], self.damages)
         if path == "/update_weights_from_tensor":
-            if self.breaks:
-                return 500, {"error": "the scheduler is gone"}
             assert body["load_format"] == RECEIVER
             self.flushes.append(body["flush_cache"])
             payloads = [base64.b64decode(p) for p in body["serialized_named_tensors"]]
@@ -138,7 +165,14 @@ def serving(engine: FakeSGLang) -> Iterator[FakeSGLang]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._send(200, {"tp_size": len(engine.ranks), "random_seed": engine.random_seed})
+            self._send(
+                200,
+                {
+                    "tp_size": len(engine.ranks),
+                    "random_seed": engine.random_seed,
+                    "custom_weight_loader": engine.loaders,
+                },
+            )
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")
@@ -178,7 +212,7 @@ class Engines:
             own = [next(ranks) for _ in words]
             for rank, model in zip(own, words, strict=True):
                 tensors, *rest = model
-                rank.call("begin", {name: t.numpy() for name, t in tensors.items()}, *rest)
+                rank.call("begin", {name: packed(t) for name, t in tensors.items()}, *rest)
             servers.append(FakeSGLang(*own, breaks=breaks, random_seed=len(servers)))
         return servers
 
@@ -195,4 +229,4 @@ def assert_holds(engines: Sequence[FakeSGLang], content: dict[str, Tensor]) -> N
             held = rank.call("weights")
             assert held.keys() == content.keys()
             for name, tensor in content.items():
-                assert np.array_equal(held[name], tensor.numpy()), name
+                assert held[name] == packed(tensor), name

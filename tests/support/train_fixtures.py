@@ -42,7 +42,8 @@ def train(work: Work) -> Callable[..., Run]:
             str(folder),
         ]
         argv += flags.format(work=work.path).split()
-        python_path = os.pathsep.join(map(str, (*paths, QUICKSTART)))
+        # Servers are processes of their own: they, too, are to run the code beside these tests.
+        python_path = os.pathsep.join(map(str, (*paths, QUICKSTART, ROOT)))
         env = {**os.environ, "PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"}
         env.pop("RAY_ADDRESS", None)
         done = subprocess.run(

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from slime.config.quantization import is_quantized_checkpoint
 from slime.engines.embedded.arrays import as_tensor
 from slime.engines.embedded.attention import SLOTS, register_slots_attention
 from slime.engines.embedded.cache import SlotCache
@@ -31,10 +32,15 @@ def load_model(path: str, *, dtype: torch.dtype, trust_remote_code: bool = False
     """A causal LM of transformers from a folder, ready to infer, on CPU.
 
     Raises:
-        EngineError: the folder holds no causal LM that transformers can load.
+        EngineError: the folder holds no causal LM that transformers can load, or one in fewer bits.
     """
     import transformers
 
+    if is_quantized_checkpoint(path):
+        raise EngineError(
+            f"{path} holds quantized weights, which the embedded engine for CPUs does not compute with; give the "
+            "folder of the model in bf16 or fp32, or use SGLang on GPUs"
+        )
     auto: Any = transformers.AutoModelForCausalLM
     try:
         model = auto.from_pretrained(

@@ -14,9 +14,9 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-# How the bytes travel: broadcast over a process group, or a CUDA allocation of the trainer's that
-# the engine opens, both on one card.
-Way = Literal["gloo", "nccl", "ipc"]
+# How the bytes travel: broadcast over a process group, a CUDA allocation of the trainer's that the
+# engine opens, both on one card, or files that the engine has loaded and is to check (file_check.py).
+Way = Literal["gloo", "nccl", "ipc", "file"]
 # Instead of the number of a sync: leave the group; note the checksums of the weights as they are.
 LEAVE, NOTE = -1, -2
 # What SGLang calls with an invitation: the dotted path for --custom-weight-loader.

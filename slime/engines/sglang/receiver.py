@@ -23,6 +23,7 @@ from torch import Tensor
 from slime.engines.checksum import checksums
 from slime.engines.rendezvous import gloo_group, local_address
 from slime.engines.sglang.copies import Copies, Layout
+from slime.engines.sglang.file_check import answer_check, emptied, own_checksums
 from slime.engines.sglang.invitation import (
     LEAVE,
     NOTE,
@@ -49,12 +50,15 @@ def receive(model: torch.nn.Module, named_tensors: Sequence[tuple[str, Tensor]])
     number, member, invitation = 0, None, None
     try:
         invitation = Invitation.read(named_tensors[0][1])
+        if invitation.way == "file":
+            answer_check(model, invitation)
+            return
         place = (invitation.group, invitation.rank)
         if invitation.sync == LEAVE:
             _members.pop(place, None)
             return
         if invitation.sync == NOTE:
-            _noted.update(_own_checksums(model))
+            _noted.update(own_checksums(model))
             return
         member = _members.get(place) or _Member(invitation)
         _members[place] = member
@@ -72,7 +76,7 @@ def receive(model: torch.nn.Module, named_tensors: Sequence[tuple[str, Tensor]])
             last = _add(seconds, "checksums", last)
             changed = None
             if bucket.is_last and before is not None:
-                after = _own_checksums(model)
+                after = own_checksums(model)
                 changed = [name for name, value in after.items() if before[name] != value]
             member.answer(invitation.sync, number, {"sums": sums, "changed": changed})
             number += 1
@@ -222,20 +226,7 @@ _BYTES_IN_HANDLE = (1, 4, 6)
 
 
 def _emptied(model: torch.nn.Module) -> dict[str, int]:
-    """Checksums of the engine's own parameters, of now or as noted; they are zeros now.
-
-    SGLang lets names that it does not know pass: a parameter that no tensor reaches would keep its
-    old values from sync to sync.
-    """
-    sums = dict(_noted) or _own_checksums(model)
+    """As `emptied`; the checksums as they were noted, if they were."""
+    noted, sums = dict(_noted), emptied(model)
     _noted.clear()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-    return sums
-
-
-def _own_checksums(model: torch.nn.Module) -> dict[str, int]:
-    """Of the engine's own parameters, as they are on this rank."""
-    names, tensors = zip(*model.named_parameters(), strict=True)
-    return dict(zip(names, checksums([tensor.data for tensor in tensors]), strict=True))
+    return noted or sums

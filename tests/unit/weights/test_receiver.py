@@ -6,9 +6,11 @@ from contextlib import ExitStack, contextmanager, nullcontext
 
 import pytest
 import torch
-from support.fake_sglang import Engines, FakeSGLang, assert_holds, serving
+from support.fake_sglang import Engines, FakeSGLang, assert_holds, packed, serving
 from torch import Tensor
 
+from slime.checkpoint.block_fp8 import quantized
+from slime.checkpoint.fp8_format import Fp8Format
 from slime.engines.control import EngineControl
 from slime.engines.sglang.invitation import note, request
 from slime.errors import WeightSyncError
@@ -94,6 +96,31 @@ def test_a_cache_is_emptied_only_where_no_request_may_be_paused(
     assert engines[0].flushes == [flushes, False]
 
 
+def test_weights_in_8_bits_arrive_bit_for_bit_under_the_names_of_their_checkpoint(
+    fakes: Engines,
+) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    dtypes = {name: "F8_E4M3", f"{name}_scale_inv": "F32", "model.norm.weight": "BF16"}
+    form = Fp8Format("/fp8", dtypes)
+
+    def trained(seed: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        shapes = {name: (200, 130), "model.norm.weight": (130,)}
+        return {n: torch.randn(*s, generator=generator).bfloat16() for n, s in shapes.items()}
+
+    def expected(seed: int) -> dict[str, Tensor]:
+        small, scales = quantized(trained(seed)[name])
+        return {name: small, f"{name}_scale_inv": scales} | {
+            "model.norm.weight": trained(seed)["model.norm.weight"]
+        }
+
+    engines = fakes.make([(expected(0),), (expected(0),)])
+    with transport_to(*engines) as (control, transport):
+        report = sync(control, transport, dict(form.of(trained(1).items())), "1")
+    assert report.num_tensors == 3
+    assert_holds(engines, expected(1))
+
+
 def test_the_first_sync_may_have_to_change_nothing(fakes: Engines) -> None:
     engines = fakes.make([(weights(1),), (weights(1),)])
     with transport_to(*engines, has_same_weights=True) as (control, transport):
@@ -125,7 +152,7 @@ def test_what_was_loaded_is_noted_before_the_memory_is_given_away(
             body = request([note(0), note(1)], flush=False)
             control.post_all("/update_weights_from_tensor", body)
         for rank in engine.ranks:  # back with what happens to be there
-            rank.call("begin", {name: 0 * x.numpy() + 7 for name, x in weights(1).items()})
+            rank.call("begin", {name: packed(0 * x + 7) for name, x in weights(1).items()})
         expected = nullcontext() if is_noted else pytest.raises(WeightSyncError, match="come back")
         with expected:
             sync(control, transport, weights(1), "1")

@@ -1,6 +1,7 @@
 """Weights are loaded under their checkpoint names, whole or not at all, and verified."""
 
 import base64
+import json
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ from safetensors.torch import load_file, save
 from support.tiny_models import tiny_model
 
 from slime.engines.checksum import checksum
+from slime.engines.embedded.model import load_model
 from slime.engines.embedded.weights import ParameterStore
-from slime.errors import CheckpointError, ShapeMismatch, UnknownParameter
+from slime.errors import CheckpointError, EngineError, ShapeMismatch, UnknownParameter
 
 MODELS = ("qwen3", "qwen3_tied", "olmo2", "qwen3_moe", "glm4_moe", "deepseek_v3")
 
@@ -111,3 +113,10 @@ def test_an_incomplete_folder_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no \.safetensors"):
         ParameterStore(model).load_files(str(tmp_path))
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+
+
+def test_a_folder_of_quantized_weights_is_refused_by_name(tmp_path: Path) -> None:
+    config = {"model_type": "qwen3", "quantization_config": {"quant_method": "fp8"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(EngineError, match=r"quantized weights, which the embedded engine"):
+        load_model(str(tmp_path), dtype=torch.float32)
