@@ -14,6 +14,7 @@ import aiohttp
 import orjson
 
 from slime.config.api_key import run_api_key
+from slime.engines.request_seeds import with_seed
 from slime.errors import EngineError, EngineProtocolError, EngineUnavailable
 from slime.observability.waits import WARN_FRACTION, waiting
 
@@ -135,17 +136,19 @@ class EngineClient:
         """The JSON answer to POST `path`; text that is no JSON comes as `{"message": text}`.
 
         Args:
-            payload: becomes JSON; None is an empty object.
+            payload: becomes JSON; None is an empty object. A request to /generate of the run's own
+                router or engines gets a seed where `request_seeds` says so.
             resend: try again also when the connection breaks after the request was sent. Off by
                 default: the call may have had its effect.
             max_retries, timeout_s: instead of the client's own.
 
         Raises: as `generate`, without the check for `meta_info`.
         """
+        url = self._url(path)
+        if url.endswith("/generate") and _origin(url) in _trusted:  # not a judge's
+            payload = with_seed(payload)
         body = orjson.dumps({} if payload is None else payload, option=orjson.OPT_SERIALIZE_NUMPY)
-        request = _Request(
-            method="POST", url=self._url(path), body=body, headers=headers, resend=resend
-        )
+        request = _Request(method="POST", url=url, body=body, headers=headers, resend=resend)
         return await self._call(request, timeout_s, max_retries)
 
     async def get(self, path: str, *, timeout_s: float | None = None) -> Any:

@@ -13,6 +13,7 @@ from types import NoneType
 from typing import Any, cast
 
 from slime.data.sample import Sample
+from slime.engines.request_seeds import request_seeds
 from slime.errors import (
     CheckpointError,
     ConfigError,
@@ -67,11 +68,9 @@ async def generate_and_rm(
         if state.aborted:
             sample.status = Status.ABORTED
             return sample
-        params = dict(sampling_params)
-        if sample.index is not None:
-            params["sampling_seed"] = _seed(args, state, sample, stream)
+        seed = None if sample.index is None else _seed(args, state, sample, stream)
         with subject(f"sample {sample.index}"):
-            execution = await _generate_fenced(args, sample, params, evaluation)
+            execution = await _generate_fenced(args, sample, sampling_params, seed, evaluation)
     await gather(_finish(args, part, evaluation) for part in flatten([execution]))
     return execution
 
@@ -199,14 +198,22 @@ def raise_if_all_failed(
 
 
 async def _generate_fenced(
-    args: Any, sample: Sample, params: dict[str, Any], evaluation: bool
+    args: Any,
+    sample: Sample,
+    sampling_params: Mapping[str, Any],
+    seed: int | None,
+    evaluation: bool,
 ) -> Execution:
     path = sample.generate_function_path or args.custom_generate_function_path
-    before = snapshot(sample)
+    before, params = snapshot(sample), dict(sampling_params)
     try:
-        if path is None:
-            return await generate(args, sample, params)
-        return await _custom_generate(args, path, sample, params, evaluation)
+        if path is not None:
+            # Without a seed: a function sends these with every turn, see request_seeds.
+            with request_seeds(seed):
+                return await _custom_generate(args, path, sample, params, evaluation)
+        return await generate(
+            args, sample, params if seed is None else params | {"sampling_seed": seed}
+        )
     except FATAL:
         raise
     except Exception as error:  # noqa: BLE001 - the fence: mark_failed logs it
