@@ -6,9 +6,7 @@ so the parameters come without, and the client adds a seed to each request as it
 """
 
 from collections import Counter
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any, cast
 
@@ -43,41 +41,22 @@ class RequestSeeds:
         key = b"%d/%d/" % (self._seed, number) + digest
         return int.from_bytes(blake2b(key, digest_size=4).digest()) & 0x7FFF_FFFF
 
+    def applied(self, payload: Any) -> Any:
+        """A /generate request with a seed for each prompt, unless it brings its own.
 
-_seeds: ContextVar[RequestSeeds | None] = ContextVar("request seeds", default=None)
-
-
-@contextmanager
-def request_seeds(seed: int | None) -> Generator[None]:
-    """Give each /generate request inside the block, and in tasks it starts, a seed of its own.
-
-    Args:
-        seed: of the sample; None: engines choose.
-    """
-    token = _seeds.set(None if seed is None else RequestSeeds(seed))
-    try:
-        yield
-    finally:
-        _seeds.reset(token)
-
-
-def with_seed(payload: Any) -> Any:
-    """A /generate request with a seed, if it has none and a block of `request_seeds` runs.
-
-    The payload itself is left as it is: a function may send it again for another answer.
-    """
-    seeds = _seeds.get()
-    if seeds is None or not isinstance(payload, Mapping):
-        return cast(object, payload)
-    request = cast(Mapping[str, Any], payload)
-    given: object = request.get("sampling_params") or {}
-    if not isinstance(given, Mapping) or _SEED in given or request.get("sampling_seeds"):
-        return request
-    params = cast(Mapping[str, Any], given)
-    prompt: object = request["input_ids"] if "input_ids" in request else request.get("text")
-    prompts = cast(list[object], prompt) if isinstance(prompt, list) else []
-    if prompts and isinstance(prompts[0], list | str):  # several in one request
-        own: object = [{**params, _SEED: seeds.take(one)} for one in prompts]
-    else:
-        own = {**params, _SEED: seeds.take(prompt)}
-    return {**request, "sampling_params": own}
+        The payload itself is left as it is: a function may send it again for another answer.
+        """
+        if not isinstance(payload, Mapping):
+            return payload
+        request = cast(Mapping[str, Any], payload)
+        given: object = request.get("sampling_params") or {}
+        if not isinstance(given, Mapping) or _SEED in given or request.get("sampling_seeds"):
+            return request
+        params = cast(Mapping[str, Any], given)
+        prompt: object = request["input_ids"] if "input_ids" in request else request.get("text")
+        prompts = cast(list[object], prompt) if isinstance(prompt, list) else []
+        if prompts and isinstance(prompts[0], list | str):  # several in one request
+            own: object = [{**params, _SEED: self.take(one)} for one in prompts]
+        else:
+            own = {**params, _SEED: self.take(prompt)}
+        return {**request, "sampling_params": own}
