@@ -74,7 +74,10 @@ class GenerateState:
         aborted: the round is full; send no more requests.
         rollout_id: number of the running round.
         failures: first error of each category in this round.
+        processor: None: prompts with images are not built.
     """
+
+    processor: ClassVar[None] = None
 
     _states: ClassVar[dict[int, "GenerateState"]] = {}
     _lock: ClassVar[threading.Lock] = threading.Lock()
