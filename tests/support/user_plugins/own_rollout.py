@@ -22,7 +22,12 @@ async def one_round(args, rollout_id, data_source):
             for group in groups
         )
     )
-    return sorted(done, key=lambda group: group[0].index)
+    return sorted(done, key=first_index)
+
+
+def first_index(group):
+    first = group[0][0] if isinstance(group[0], list) else group[0]
+    return first.index
 
 
 def generate_rollout(args, rollout_id, data_source, evaluation=False):
