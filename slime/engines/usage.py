@@ -59,7 +59,8 @@ class Usage:
 
         Args:
             before: what this method gave then, or nothing.
-            seconds: the function ran; what of it no request was under way is the time of tools.
+            seconds: the function ran. `other_time_s` is what of it no request was under way: tools,
+                its own work, waiting for its turn on the event loop.
         """
         counts: dict[str, float] = {
             "requests": self.requests,
@@ -67,7 +68,7 @@ class Usage:
             "cached_tokens": self.cached_tokens,
             "tokens_out": self.tokens_out,
             "engine_time_s": self.engine_time_s,
-            "tool_time_s": max(seconds - self.engine_time_s, 0.0),
+            "other_time_s": max(seconds - self.engine_time_s, 0.0),
             "tool_calls": self.tool_calls,
             "tool_errors": self.tool_errors,
         }

@@ -69,7 +69,7 @@ _SAMPLE_METRICS = [
     Metric("usage/tokens_in/*", "tokens", "one", "prompt tokens of all its requests"),
     Metric("usage/tokens_out/*", "tokens", "one", "tokens engines wrote for it"),
     Metric("usage/engine_time/*", "s", "one", "while a request of it was under way"),
-    Metric("usage/tool_time/*", "s", "one", "the rest of the function's time: tools, mostly"),
+    Metric("usage/other_time/*", "s", "one", "the rest of its time: tools, waiting for its turn"),
     Metric("usage/tool_calls/*", "1", "one", "made through slime.rollout.turns"),
     Metric("usage/tool_error_ratio", "fraction", "one", "of these, raised or late"),
 ]
@@ -147,7 +147,10 @@ _PERF = [
         "the same, without the time spent on tools",
     ),
     Metric(
-        "perf/non_generation_time/*", "s", "one", "time of a sample spent on tools, not on engines"
+        "perf/non_generation_time/*",
+        "s",
+        "one",
+        "time of a sample without a request to an engine: tools",
     ),
     Metric("perf/request/e2e_latency/*", "s", "one", "of one request to an engine"),
     Metric("perf/request/queue_time/*", "s", "one", "of one request in an engine's queue"),

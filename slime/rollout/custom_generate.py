@@ -52,7 +52,7 @@ async def custom_generate(
     for part in parts:
         _complete(args, path, part)
         if part.non_generation_time == waited_before:  # a function may measure its own
-            part.non_generation_time = usage["tool_time_s"]
+            part.non_generation_time = usage["other_time_s"]
     _check_siblings(path, parts)
     for part in parts[1:]:
         part.usage = None  # the first sibling has it, so that sums over samples are right

@@ -30,7 +30,7 @@ _USAGE = {
     "tokens_in": "tokens_in",
     "tokens_out": "tokens_out",
     "engine_time": "engine_time_s",
-    "tool_time": "tool_time_s",
+    "other_time": "other_time_s",
 }
 
 

@@ -48,7 +48,7 @@ def test_a_resumed_sample_goes_on_counting():
         "cached_tokens": 0,
         "tokens_out": 6,
         "engine_time_s": 3.0,
-        "tool_time_s": 0.5,
+        "other_time_s": 0.5,
         "tool_calls": 1,
         "tool_errors": 0,
     }

@@ -82,11 +82,11 @@ async def test_first_sibling_has_the_usage_of_the_execution():
     assert first.usage["tokens_in"] == 2
     assert first.usage["tokens_out"] == 4
     assert second.usage is None
-    assert second.non_generation_time == first.non_generation_time == first.usage["tool_time_s"]
+    assert second.non_generation_time == first.non_generation_time == first.usage["other_time_s"]
 
 
 async def test_usage_goes_on_where_a_resumed_sample_left_it():
-    before = {"requests": 2, "tokens_in": 10, "tokens_out": 5, "tool_time_s": 1.0}
+    before = {"requests": 2, "tokens_in": 10, "tokens_out": 5, "other_time_s": 1.0}
     async with fake_engine() as engine:
         sample = await run(
             make_args(engine.url), "measures_itself", usage=before, non_generation_time=1.0

@@ -83,7 +83,7 @@ def test_usage_of_custom_functions_is_summed_up_per_execution():
     assert metrics["rollout/usage/tokens_in/max"] == 60.0
     assert metrics["rollout/usage/tokens_out/min"] == 3.0
     assert metrics["rollout/usage/engine_time/mean"] == 0.75
-    assert metrics["rollout/usage/tool_time/max"] == 0.5
+    assert metrics["rollout/usage/other_time/max"] == 0.5
     assert metrics["rollout/usage/tool_calls/max"] == 4.0
     assert metrics["rollout/usage/tool_error_ratio"] == 0.25
     assert all(find(name) for name in metrics)
