@@ -128,6 +128,14 @@ class GenerateState:
         size = read_hf_config(self._hf_checkpoint).get("vocab_size")
         return size if isinstance(size, int) else None
 
+    @classmethod
+    def start_round_of(cls, args: Any, rollout_id: int | None) -> None:
+        """As `start_round`, for the state of `args` if there is one."""
+        with cls._lock:
+            state = cls._states.get(id(args))
+        if state is not None:
+            state.start_round(rollout_id)
+
     def start_round(self, rollout_id: int | None) -> None:
         """Forget the abort, the failures and the times of the round before."""
         self.rollout_id = rollout_id
