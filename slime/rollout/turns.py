@@ -75,7 +75,6 @@ class Turns:
         self._params = dict(sampling_params)
         self._max_turns = max_turns
         self._state = GenerateState(args)
-        self._is_cut = sample.status is Status.ABORTED
         context = args.eval_max_context_len if evaluation else None
         self._max_context: int | None = context or args.rollout_max_context_len
         set_prompt_ids(self._state, sample)
@@ -112,7 +111,7 @@ class Turns:
             EngineError: as `generate`.
         """
         sample = self.sample
-        if not self._is_cut:
+        if sample.status is not Status.ABORTED:  # else the turn that was cut goes on
             if self._max_turns is not None and self.number >= self._max_turns:
                 sample.status = Status.TRUNCATED
                 return False
@@ -127,7 +126,6 @@ class Turns:
             return False
         start = sample.metadata.get(TURN_START, 0)
         await generate(self._args, sample, self._turn_params(params, room, start))
-        self._is_cut = False
         self.text = self._text_from(start)
         return sample.status is Status.COMPLETED
 
@@ -230,7 +228,7 @@ def sibling_of(sample: Sample, prompt: str | list[Message]) -> Sample:
         rollout_id=sample.rollout_id,
         prompt=prompt,
         label=sample.label,
-        metadata=dict(sample.metadata),
+        metadata={k: v for k, v in sample.metadata.items() if k not in (TURN_START, ROUND_NUMBER)},
         apply_chat_template_kwargs=dict(sample.apply_chat_template_kwargs),
         custom_rm_path=sample.custom_rm_path,
         generate_function_path=sample.generate_function_path,

@@ -12,12 +12,9 @@ from support.train_runs import ROOT, Run
 from slime.cli.main import main
 
 PLUGINS = "support.user_plugins"
-CALL = '<tool_call>{"args": [2, 3]}</tool_call>'
-SCRIPT = {
-    "\n": ["<search>moon</search>", "<answer>green</answer>", "<answer>cheese</answer>"],
-    "</information>": ["<answer>cheese</answer>"],
-    "judge:": ["<answer>cheese</answer>"],
-}
+# The sums of the data source are 1, 3, 5, ...
+ANSWERS = [f"<answer>{number}</answer>" for number in (1, 3, 5, 7)]
+SCRIPT = {"\n": ["<search>moon</search>", *ANSWERS], "</information>": ANSWERS}
 FLAGS = (
     f"{MODEL_ARGS} --hf-checkpoint {{model}} --rollout-num-gpus 1 --prompt-data {{data}} "
     "--input-key prompt --label-key label --apply-chat-template --num-rollout 2 "
@@ -46,7 +43,9 @@ def notes(files: dict[str, Path], name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_search_with_hooks_at_every_place(train: Callable[..., Run], files: dict[str, Path]):
+def test_search_with_functions_at_every_place(
+    train: Callable[..., Run], files: dict[str, Path], tmp_path: Path
+):
     side = f"{PLUGINS}.train_side"
     run = train(
         "search",
@@ -56,7 +55,8 @@ def test_search_with_hooks_at_every_place(train: Callable[..., Run], files: dict
         + f"--custom-generate-function-path {PLUGINS}.search_r1.generate "
         f"--custom-rm-path {PLUGINS}.search_r1.reward_func "
         f"--dynamic-sampling-filter-path {PLUGINS}.search_r1.keep_if_rewards_differ "
-        f"--custom-reward-post-process-path {side}.post_process_rewards "
+        f"--data-source-path {PLUGINS}.own_data.Sums --save {tmp_path}/saved "
+        f"--custom-convert-samples-to-train-data-path {side}.convert_samples "
         f"--custom-advantage-function-path {side}.advantages "
         f"--rollout-data-postprocess-path {side}.look_at_rollout_data "
         f"--use-tis --custom-tis-function-path {side}.mismatch_weights "
@@ -83,26 +83,6 @@ def test_search_with_hooks_at_every_place(train: Callable[..., Run], files: dict
     assert len(notes(files, "before_log_prob")) == 2
     assert [row["samples"] for row in notes(files, "log_rollout")] == [8, 8]
     assert [row["names"] for row in notes(files, "log_eval")] == [["held_out"]] * 3
+    assert [row["samples"] for row in notes(files, "convert_samples")] == [8, 8]
+    assert json.loads((tmp_path / "saved" / "sums_1.json").read_text())["next"] >= 4
     assert main(["ledger", str(run.folder)]) == 0
-
-
-def test_agents_with_own_rounds_data_and_columns(
-    train: Callable[..., Run], files: dict[str, Path], tmp_path: Path
-):
-    run = train(
-        "agents",
-        FLAGS.replace("{model}", str(files["model"])).replace("{data}", str(files["data"]))
-        + f"--custom-generate-function-path {PLUGINS}.multi_agent.generate_with_multi_agents "
-        f"--rollout-function-path {PLUGINS}.own_rollout.generate_rollout "
-        f"--data-source-path {PLUGINS}.own_data.Sums "
-        f"--custom-rm-path {PLUGINS}.search_r1.reward_func "
-        f"--custom-convert-samples-to-train-data-path {PLUGINS}.train_side.convert_samples "
-        f"--rollout-max-context-len 256 --save {tmp_path}/saved",
-        paths=[ROOT, ROOT / "tests"],
-    )
-    assert run.code == 0, run.output[-3000:]
-    assert run.series("own/rounds") == [1, 2]
-    assert [row["samples"] for row in notes(files, "convert_samples")] == [24, 24]
-    assert run.series("train/global_batch_size") == [8, 8]
-    assert max(run.series("train/train_rollout_logprob_abs_diff")) < 1e-4
-    assert json.loads((tmp_path / "saved" / "sums_1.json").read_text()) == {"next": 4}

@@ -175,6 +175,9 @@ async def test_turn_cut_by_an_abort_goes_on_as_the_same_turn(make: Callable[...,
         turns.tell("told")
         assert not await turns.ask()
         assert sample.status is Status.ABORTED
+        GenerateState(args).aborted = True
+        assert not await turns.ask()  # a function that asks again all the same
+        GenerateState(args).aborted = False
         resumed = Turns(args, sample, {"max_new_tokens": 20}, max_turns=2)
         assert await resumed.ask()
         expected = GenerateState(args).tokenizer.decode([50, 51, 52])
@@ -235,13 +238,14 @@ async def test_tools_run_together_and_their_results_come_in_order(make: Callable
 
 def test_siblings_share_the_execution_and_nothing_that_changes():
     sample = chat()
-    sample.metadata["level"] = 1
+    sample.metadata |= {"level": 1, "round_number": 2, "turn_start": 5}
     sibling = sibling_of(sample, "another prompt")
     assert sibling.rollout_id == sample.rollout_id == 3
     assert (sibling.group_index, sibling.index, sibling.prompt) == (1, 3, "another prompt")
     sibling.metadata["level"] = 2
     assert sample.metadata["level"] == 1
     assert sibling.tokens == []
+    assert set(sibling.metadata) == {"level"}
 
 
 def test_tiny_tokenizer_ends_turns_with_the_id_used_here(tokenizer_path: str):
