@@ -60,7 +60,8 @@ class AlgoConfig:
     disable_rewards_normalization: bool = flag(False, "Leave rewards as they are.")
     use_rollout_entropy: bool = flag(False, "Compute the entropy in the log-prob pass.")
     get_mismatch_metrics: bool = flag(
-        False, "Report trainer/engine mismatch; needs --custom-tis-function-path."
+        False,
+        "Report what --custom-tis-function-path measures; without --use-tis the loss stays as it is.",
     )
     reset_optimizer_states: bool = flag(False, "Zero the optimizer's moments in each round.")
     use_stateless_adam: bool = flag(False, "Adam that keeps no moments between steps.")

@@ -15,7 +15,7 @@ from slime.config.parallel_rules import parallel_sizes
 from slime.config.problems import Problems
 from slime.config.states import EMBEDDED_ENGINE_OPTIONS
 from slime.config.weight_rules import quantized_weights, weights_through_files
-from slime.plugins import nearest
+from slime.plugins import BUILT_IN_PATHS, nearest
 from slime.registry import REWARDS
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,6 @@ _NEEDS = {
     "mask_offpolicy_in_partial_rollout": "partial_rollout",
     "tis_clip": "use_tis",
     "tis_clip_low": "use_tis",
-    "custom_tis_function_path": "use_tis",
     "use_unbiased_kl": "use_kl_loss",
     "ref_ckpt_step": "ref_load",
     "tb_project_name": "use_tensorboard",
@@ -145,6 +144,14 @@ def _algorithm(config: Config) -> Iterator[str]:
         )
     if config.get_mismatch_metrics and config.custom_tis_function_path is None:
         yield "--get-mismatch-metrics needs --custom-tis-function-path"
+    if config.get_mismatch_metrics and config.loss_type != "policy_loss":
+        yield f"--get-mismatch-metrics does nothing with --loss-type {config.loss_type}; leave it out"
+    path = config.custom_tis_function_path
+    if config.get_mismatch_metrics and not config.use_tis and path in BUILT_IN_PATHS:
+        yield (
+            f"--get-mismatch-metrics measures with a function of your own; {path} is built in and "
+            "works with --use-tis only"
+        )
     if config.eps_clip_c is not None and config.eps_clip_c <= 1.0:
         yield f"--eps-clip-c must be above 1, found {config.eps_clip_c}"
     if config.tis_clip_low > config.tis_clip:
@@ -352,6 +359,8 @@ def _warn_without_effect(config: Config) -> None:
     for name, (needed, value) in _NEEDS_VALUE.items():
         if getattr(config, name) != defaults[name] and getattr(config, needed) != value:
             logger.warning("%s has no effect without %s %s", _flag(name), _flag(needed), value)
+    if config.custom_tis_function_path and not (config.use_tis or config.get_mismatch_metrics):
+        logger.warning("--custom-tis-function-path has no effect without --use-tis")
     if config.use_dynamic_batch_size and config.micro_batch_size != 1:
         logger.warning("--micro-batch-size has no effect with --use-dynamic-batch-size")
 

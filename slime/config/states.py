@@ -126,7 +126,6 @@ SLIME_STATES: dict[str, FlagState] = {
     "--lambd": refused(_PPO),
     "--ref-update-interval": refused("not built yet: moving the reference"),
     "--use-rollout-entropy": refused("not built yet: entropy in the log-prob pass"),
-    "--get-mismatch-metrics": refused("not built yet: mismatch metrics without correction"),
     "--use-stateless-adam": refused("not built yet: Adam without moments"),
     "--use-opd": refused(_OPD),
     "--opd-type": refused(_OPD),

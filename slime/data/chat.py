@@ -28,14 +28,18 @@ class Tokenizer(Protocol):
 
 
 @lru_cache(maxsize=8)
-def load_tokenizer(path: str | None) -> Tokenizer:
+def load_tokenizer(path: str | None, *, trust_remote_code: bool = False) -> Tokenizer:
     """The tokenizer of a local Hugging Face folder; loaded once per process.
 
-    Code in the folder is never run.
+    Args:
+        trust_remote_code: of no effect, for callers who know transformers' word: code in the folder
+            is never run.
 
     Raises:
         CheckpointError: there is no tokenizer at `path`, or none without code of its own.
     """
+    if trust_remote_code:
+        return load_tokenizer(path)
     from transformers import AutoTokenizer  # several seconds, so only when one is needed
 
     if path is None:

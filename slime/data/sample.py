@@ -135,6 +135,7 @@ class Sample:
     non_generation_time: float = 0.0
     spec_info: SpecInfo = field(default_factory=SpecInfo)
     prefix_cache_info: PrefixCacheInfo = field(default_factory=PrefixCacheInfo)
+    usage: dict[str, float] | None = None
 
     @property
     def prompt_length(self) -> int:

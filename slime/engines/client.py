@@ -14,6 +14,7 @@ import aiohttp
 import orjson
 
 from slime.config.api_key import run_api_key
+from slime.engines.request_scope import current_scope
 from slime.errors import EngineError, EngineProtocolError, EngineUnavailable
 from slime.observability.waits import WARN_FRACTION, waiting
 
@@ -136,18 +137,27 @@ class EngineClient:
         """The JSON answer to POST `path`; text that is no JSON comes as `{"message": text}`.
 
         Args:
-            payload: becomes JSON; None is an empty object.
+            payload: becomes JSON; None is an empty object. A /generate to the run's own router or
+                engines gets a seed and is counted where a `request_scope` runs.
             resend: try again also when the connection breaks after the request was sent. Off by
                 default: the call may have had its effect.
             max_retries, timeout_s: instead of the client's own.
 
         Raises: as `generate`, without the check for `meta_info`.
         """
+        url, scope = self._url(path), None
+        if url.endswith("/generate") and _origin(url) in _trusted:  # not a judge's
+            scope = current_scope()
+        if scope is not None and scope.seeds is not None:
+            payload = scope.seeds.applied(payload)
         body = orjson.dumps({} if payload is None else payload, option=orjson.OPT_SERIALIZE_NUMPY)
-        request = _Request(
-            method="POST", url=self._url(path), body=body, headers=headers, resend=resend
-        )
-        return await self._call(request, timeout_s, max_retries)
+        request = _Request(method="POST", url=url, body=body, headers=headers, resend=resend)
+        if scope is None:
+            return await self._call(request, timeout_s, max_retries)
+        with scope.usage.waiting():
+            answer = await self._call(request, timeout_s, max_retries)
+        scope.usage.add_answer(answer)
+        return answer
 
     async def get(self, path: str, *, timeout_s: float | None = None) -> Any:
         """The JSON answer to GET `path`; raises like `post`."""

@@ -70,6 +70,14 @@ _SAMPLE_METRICS = [
     ),
     Metric("unknown_split_ratio", "fraction", "mean", "of these, nobody knows which wrote what"),
     Metric("error_cat/{category}", "fraction", "mean", "samples in this category of the reward"),
+    # Of custom generate functions, per execution:
+    Metric("usage/requests/*", "1", "one", "requests to engines: turns, of all agents together"),
+    Metric("usage/tokens_in/*", "tokens", "one", "prompt tokens of all its requests"),
+    Metric("usage/tokens_out/*", "tokens", "one", "tokens engines wrote for it"),
+    Metric("usage/engine_time/*", "s", "one", "while a request of it was under way"),
+    Metric("usage/other_time/*", "s", "one", "the rest of its time: tools, waiting for its turn"),
+    Metric("usage/tool_calls/*", "1", "one", "made through slime.rollout.turns"),
+    Metric("usage/tool_error_ratio", "fraction", "one", "of these, raised or late"),
 ]
 
 _ROLLOUT = [
@@ -157,7 +165,12 @@ _PERF = [
         "one",
         "the same, without the time spent on tools",
     ),
-    Metric("perf/non_generation_time/*", "s", "one", "time of a sample spent on tools"),
+    Metric(
+        "perf/non_generation_time/*",
+        "s",
+        "one",
+        "time of a sample without a request to an engine: tools",
+    ),
     Metric("perf/request/e2e_latency/*", "s", "one", "of one request to an engine"),
     Metric("perf/request/queue_time/*", "s", "one", "of one request in an engine's queue"),
     Metric("perf/update_weights_wire_bytes", "bytes", "sum", "sent to the engines in one sync"),

@@ -8,6 +8,7 @@ from typing import Any, Self
 from slime.data.sample import Sample
 from slime.errors import DataError
 from slime.rollout import loop
+from slime.rollout.state import GenerateState
 
 # One execution of a prompt: a sample, or the siblings it fanned out into.
 Execution = Sample | list[Sample]
@@ -76,14 +77,17 @@ def flatten(group: SampleGroup) -> list[Sample]:
 
 
 def call_rollout_fn(
-    fn: Callable[..., Any], *args: Any, evaluation: bool, **kwargs: Any
+    fn: Callable[..., Any], args: Any, rollout_id: int, data_source: Any, *, evaluation: bool
 ) -> RolloutFnTrainOutput | RolloutFnEvalOutput:
     """The output of a rollout function; a coroutine is run, a legacy raw list or dict is wrapped.
+
+    An abort that an earlier round ended with is over, also for a function that does not say so.
 
     Raises:
         DataError: `fn` returned something else.
     """
-    output = fn(*args, evaluation=evaluation, **kwargs)
+    GenerateState.start_round_of(args, rollout_id)
+    output = fn(args, rollout_id, data_source, evaluation=evaluation)
     if inspect.iscoroutine(output):
         output = loop.run(output)
     expected = RolloutFnEvalOutput if evaluation else RolloutFnTrainOutput

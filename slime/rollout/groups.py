@@ -3,11 +3,9 @@
 Functions of users run inside a fence here: what they raise fails their sample, not the run.
 """
 
-import asyncio
 import inspect
-import logging
 import os
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from types import NoneType
 from typing import Any, cast
@@ -17,24 +15,23 @@ from slime.errors import (
     CheckpointError,
     ConfigError,
     DataError,
-    DeadlineExceeded,
     EngineError,
     EngineProtocolError,
     EngineUnavailable,
     RewardError,
     SlimeError,
 )
-from slime.observability.waits import WARN_FRACTION, subject, waiting
-from slime.plugins import accepts_keyword, load_function
+from slime.observability.waits import subject
+from slime.plugins import load_function
 from slime.rollout.base_types import Execution, flatten
 from slime.rollout.continuing import can_go_on, settle
-from slime.rollout.generate import can_share_request, generate, generate_group, set_prompt_ids
+from slime.rollout.custom_generate import custom_generate
+from slime.rollout.failures import mark_failed
+from slime.rollout.generate import can_share_request, generate, generate_group
 from slime.rollout.loop import gather
 from slime.rollout.rm_hub import REWARD_ERROR, async_rm, batched_async_rm
 from slime.rollout.seeds import sampling_seed
 from slime.rollout.state import GenerateState
-
-logger = logging.getLogger(__name__)
 
 Status = Sample.Status
 
@@ -68,11 +65,9 @@ async def generate_and_rm(
         if state.aborted:
             sample.status = Status.ABORTED
             return sample
-        params = dict(sampling_params)
-        if sample.index is not None:
-            params["sampling_seed"] = _seed(args, state, sample, stream)
+        seed = None if sample.index is None else _seed(args, state, sample, stream)
         with subject(f"sample {sample.index}"):
-            execution = await _generate_fenced(args, sample, params, evaluation)
+            execution = await _generate_fenced(args, sample, sampling_params, seed, evaluation)
     await gather(_finish(args, part, evaluation) for part in flatten([execution]))
     return execution
 
@@ -133,34 +128,6 @@ def _shallow_copy[T](item: T) -> T:
     return twin
 
 
-def mark_failed(args: Any, sample: Sample, category: str, error: Exception) -> None:
-    """Make `sample` FAILED: none of its tokens train, its group's reward statistics leave it out.
-
-    `metadata` tells why: `error_cat` and `error`. The first failure of each category in a round is
-    logged with its traceback; there may be thousands.
-    """
-    state = GenerateState(args)
-    if category not in state.failures:
-        state.failures[category] = error
-        logger.warning(
-            "sample %s failed (%s); more failures of this kind in this round are only counted",
-            sample.index,
-            category,
-            exc_info=error,
-        )
-    if not sample.multimodal_inputs:
-        set_prompt_ids(state, sample)  # the trainer cannot pack a sample without any token
-    sample.status = Status.FAILED
-    sample.reward = None
-    sample.remove_sample = True
-    sample.loss_mask = [0] * sample.response_length
-    sample.metadata = {
-        **sample.metadata,
-        "error_cat": category,
-        "error": f"{type(error).__name__}: {error}",
-    }
-
-
 def _open_sessions(group: Sequence[Sample]) -> None:
     """Give a random `session_id` to each sample that has none; one system call for all of them."""
     new = [sample for sample in group if not sample.session_id]
@@ -200,14 +167,20 @@ def raise_if_all_failed(
 
 
 async def _generate_fenced(
-    args: Any, sample: Sample, params: dict[str, Any], evaluation: bool
+    args: Any,
+    sample: Sample,
+    sampling_params: Mapping[str, Any],
+    seed: int | None,
+    evaluation: bool,
 ) -> Execution:
     path = sample.generate_function_path or args.custom_generate_function_path
-    before = snapshot(sample)
+    before, params = snapshot(sample), dict(sampling_params)
     try:
-        if path is None:
-            return await generate(args, sample, params)
-        return await _custom_generate(args, path, sample, params, evaluation)
+        if path is not None:
+            return await custom_generate(args, path, sample, params, seed, evaluation)
+        return await generate(
+            args, sample, params if seed is None else params | {"sampling_seed": seed}
+        )
     except FATAL:
         raise
     except Exception as error:  # noqa: BLE001 - the fence: mark_failed logs it
@@ -216,59 +189,6 @@ async def _generate_fenced(
         vars(sample).update(vars(before))
         mark_failed(args, sample, _category(error, "generate"), error)
         return sample
-
-
-async def _custom_generate(
-    args: Any, path: str, sample: Sample, params: dict[str, Any], evaluation: bool
-) -> Execution:
-    """What the user's function returns, checked.
-
-    Raises:
-        DataError: no Sample or list of them, siblings without a common `rollout_id`, or lists in a
-            sample that do not fit its tokens.
-    """
-    function = load_function(path)
-    keywords = {"evaluation": evaluation} if accepts_keyword(function, "evaluation") else {}
-    result = await _within_deadline(args, path, function(args, sample, params, **keywords))
-    parts: list[Any] = cast(list[Any], result) if isinstance(result, list) else [result]
-    if not parts or not all(isinstance(part, Sample) for part in parts):
-        raise DataError(
-            f"{path} returned {result!r:.80}; it must return a Sample or a list of them"
-        )
-    for part in parts:
-        part.validate(vocab_size=GenerateState(args).vocab_size)
-        if part.status is Status.PENDING:  # a function need not set it
-            part.status = Status.COMPLETED
-        if part.status is Status.FAILED and part.reward is None:
-            part.remove_sample = True
-    ids = {part.rollout_id for part in parts}
-    if len(parts) > 1 and (len(ids) > 1 or None in ids):
-        raise DataError(
-            f"{path} returned {len(parts)} samples with rollout_id {sorted(map(str, ids))}; those "
-            "of one execution share a number, for instance the index of the sample they came from"
-        )
-    return cast(Execution, result)
-
-
-async def _within_deadline(args: Any, path: str, call: Awaitable[Any]) -> Any:
-    """What the user's function returns; a tool that hangs fails its sample, not the round.
-
-    Raises:
-        DeadlineExceeded: not done within --generate-timeout-s.
-    """
-    limit = asyncio.timeout(args.generate_timeout_s)
-    deadline_s = args.generate_timeout_s or args.rollout_timeout_s
-    warn_after_s = WARN_FRACTION * deadline_s  # turns and tools may well take minutes
-    try:
-        with waiting(path, "generate", deadline_s=deadline_s, warn_after_s=warn_after_s):
-            async with limit:
-                return await call
-    except TimeoutError as error:
-        if not limit.expired():
-            raise
-        raise DeadlineExceeded(
-            f"{path} was not done within {args.generate_timeout_s:g} s (--generate-timeout-s)"
-        ) from error
 
 
 async def _generate_together(
@@ -308,9 +228,7 @@ async def _go_on(
         return
     state.num_continued += len(cut)
     await gather(
-        _generate_fenced(
-            args, sample, {**params, "sampling_seed": _seed(args, state, sample, stream)}, False
-        )
+        _generate_fenced(args, sample, params, _seed(args, state, sample, stream), evaluation=False)
         for sample in cut
     )
 

@@ -32,7 +32,8 @@ class RolloutFunction(Protocol):
 class CustomGenerate(Protocol):
     """--custom-generate-function-path: answer one sample; a list is a fan-out of siblings.
 
-    Siblings share `rollout_id`. A fourth keyword `evaluation` is passed if it is declared. What is
+    `sampling_params` are the same for all turns and hold no seed: each request gets one of its own on
+    the way. Siblings share `rollout_id`. A fourth keyword `evaluation` is passed if it is declared. What is
     raised fails the sample.
     """
 

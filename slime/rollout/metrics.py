@@ -25,6 +25,14 @@ _LEAST_COMPRESSED_BYTES = 9
 # Prose shrinks to a half or a third; text that repeats one sentence to a fiftieth.
 REPETITION_RATIO = 10.0
 REPETITION_TAIL_CHARS = 10_000
+# Metric under usage/ -> the count it sums up.
+_USAGE = {
+    "requests": "requests",
+    "tokens_in": "tokens_in",
+    "tokens_out": "tokens_out",
+    "engine_time": "engine_time_s",
+    "other_time": "other_time_s",
+}
 
 
 def rollout_metrics(samples: Sequence[Sample], args: Any, seconds: float) -> Metrics:
@@ -95,6 +103,7 @@ def sample_metrics(samples: Sequence[Sample], args: Any, *, evaluation: bool = F
     metrics |= zero_std_metrics(_by_group(samples, _rewards(samples, args, evaluation=evaluation)))
     metrics |= _engine_metrics(samples) | _version_metrics(samples)
     metrics |= _category_metrics(samples, args.log_reward_category)
+    metrics |= usage_metrics([s.usage for s in samples if s.usage])
     return metrics
 
 
@@ -192,6 +201,23 @@ def multi_turn_metrics(samples: Sequence[Sample], max_response_len: int | None) 
         metrics[f"{prefix}_mean"] = statistics.fmean(rounds)
         metrics[f"{prefix}_max"] = max(rounds)
         metrics[f"{prefix}_min"] = min(rounds)
+    return metrics
+
+
+def usage_metrics(usages: Sequence[Mapping[str, float]]) -> Metrics:
+    """`usage/*`: what executions of a custom generate function asked of engines and tools.
+
+    Args:
+        usages: as `slime.engines.usage.Usage.added_to` gives them, one per execution.
+    """
+    metrics: Metrics = {}
+    for name, key in _USAGE.items():
+        metrics |= spread(f"usage/{name}", [usage[key] for usage in usages])
+    calls = [usage["tool_calls"] for usage in usages]
+    if any(calls):
+        metrics |= spread("usage/tool_calls", calls)
+        errors = sum(usage["tool_errors"] for usage in usages)
+        metrics["usage/tool_error_ratio"] = errors / sum(calls)
     return metrics
 
 

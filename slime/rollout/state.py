@@ -105,7 +105,10 @@ class GenerateState:
         failures: first error of each category in this round.
         weight_version: newest one that an answer named; None before the first.
         num_continued: requests of this round for the rest of an answer that an engine cut short.
+        processor: None: prompts with images are not built.
     """
+
+    processor: ClassVar[None] = None
 
     _states: ClassVar[dict[int, "GenerateState"]] = {}
     _lock: ClassVar[threading.Lock] = threading.Lock()
@@ -160,6 +163,14 @@ class GenerateState:
             return None
         size = read_hf_config(self._hf_checkpoint).get("vocab_size")
         return size if isinstance(size, int) else None
+
+    @classmethod
+    def start_round_of(cls, args: Any, rollout_id: int | None) -> None:
+        """As `start_round`, for the state of `args` if there is one."""
+        with cls._lock:
+            state = cls._states.get(id(args))
+        if state is not None:
+            state.start_round(rollout_id)
 
     def start_round(self, rollout_id: int | None) -> None:
         """Forget the abort, the failures and the times of the round before."""

@@ -43,6 +43,7 @@ class PolicyLossOptions:
         unbiased_kl: weight the estimate by the ratio.
         correction: trainer/engine mismatch weights; None = none.
         own_correction: the user's function in its place.
+        only_measures: report what the own correction measures and leave the loss as it is.
         own_reducer: the user's function that sums the surrogate; None = with the column `weight`.
         opsm_delta: drift above which a bad response is masked; None = never.
         old_is_rollout: the engine's log-probs are the old ones.
@@ -55,6 +56,7 @@ class PolicyLossOptions:
     unbiased_kl: bool = False
     correction: Correction | None = None
     own_correction: OwnCorrection | None = None
+    only_measures: bool = False
     own_reducer: OwnReducer | None = None
     opsm_delta: float | None = None
     old_is_rollout: bool = False
@@ -75,6 +77,7 @@ def policy_loss_options(config: Config, args: Any = None) -> PolicyLossOptions:
         unbiased_kl=config.use_unbiased_kl,
         correction=_correction(config),
         own_correction=_own_correction(config, args),
+        only_measures=not config.use_tis,
         own_reducer=_own_reducer(config),
         opsm_delta=config.opsm_delta if config.use_opsm else None,
         old_is_rollout=config.use_rollout_logprobs,
@@ -119,7 +122,7 @@ def policy_loss(view: TokenView, *, algorithm: Algorithm, options: PolicyLossOpt
         The loss and the metrics pg_loss, pg_clipfrac, ppo_kl, entropy_loss (the entropy itself),
         kl_loss, train_rollout_logprob_abs_diff, ois, tis, tis_clipfrac, tis_abs, opsm_clipfrac;
         those whose inputs are there, and what an own correction reports. Tokens that it drops are
-        in none of them.
+        in none of them, unless it only measures.
     """
     weight = view.columns["weight"]
     trainer = view.columns.get("old_log_probs", view.log_probs.detach())
@@ -127,9 +130,10 @@ def policy_loss(view: TokenView, *, algorithm: Algorithm, options: PolicyLossOpt
     surrogate, values = _surrogate(view, old, algorithm, options)
     masks: list[Tensor] | None = None
     if options.own_correction is not None:
-        corrected = options.own_correction(view, surrogate, old)
-        surrogate, masks = corrected.per_token, corrected.masks
-        weight = weight * corrected.kept
+        corrected = options.own_correction(view, surrogate, trainer)
+        if not options.only_measures:
+            surrogate, masks = corrected.per_token, corrected.masks
+            weight = weight * corrected.kept
         values |= {"ois": bounded_ratio(-values["ppo_kl"]), **corrected.metrics}
     if options.own_reducer is None:
         loss = pg_loss = masked_sum(surrogate, weight)
@@ -195,7 +199,8 @@ def _correction(config: Config) -> Correction | None:
 
 def _own_correction(config: Config, args: Any) -> OwnCorrection | None:
     path = config.custom_tis_function_path
-    if not config.use_tis or path is None or path == ICEPOP_PATH:
+    is_asked = config.use_tis or config.get_mismatch_metrics
+    if not is_asked or path is None or path == ICEPOP_PATH:
         return None
     return OwnCorrection(function=load_function(path), args=args)
 

@@ -164,20 +164,22 @@ def needs_old_log_probs(config: Config, num_steps: int, hooks: UpdateHooks = _NO
 
 def _checked_algorithm(config: Config, data: RolloutData) -> Algorithm:
     algorithm = load_algorithm(config.advantage_estimator)
-    if config.use_opd or algorithm.needs_values or config.get_mismatch_metrics:
+    if config.use_opd or algorithm.needs_values:
         raise ConfigError(
-            "on-policy distillation, critics and --get-mismatch-metrics are not built yet: leave "
-            "out --use-opd, --advantage-estimator ppo and --get-mismatch-metrics"
+            "on-policy distillation and critics are not built yet: leave out --use-opd and "
+            "--advantage-estimator ppo"
         )
     if config.kl_coef != 0.0 and not algorithm.shapes_rewards_by_kl:
         raise ConfigError(
             f"--kl-coef {config.kl_coef} has no effect with --advantage-estimator {algorithm.name}"
             "; use --use-kl-loss with --kl-loss-coef, or a reinforce_plus_plus estimator"
         )
-    if (config.use_tis or config.use_rollout_logprobs) and "rollout_log_probs" not in data:
+    needs = config.use_tis or config.use_rollout_logprobs or config.get_mismatch_metrics
+    if needs and "rollout_log_probs" not in data:
         raise DataError(
-            "--use-tis and --use-rollout-logprobs need the engine's log-probs, but no sample has "
-            "rollout_log_probs; the generate function has to request return_logprob and keep them"
+            "--use-tis, --use-rollout-logprobs and --get-mismatch-metrics need the engine's "
+            "log-probs, but no sample has rollout_log_probs; the generate function has to request "
+            "return_logprob and keep them"
         )
     return algorithm
 

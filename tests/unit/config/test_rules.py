@@ -37,6 +37,14 @@ from slime.errors import ConfigError
         ({"kl_coef": "0.1", "kl_loss_coef": "0.1"}, "either into the reward or into the loss"),
         ({"kl_loss_coef": "0.1"}, "does nothing without --use-kl-loss"),
         ({"use_rollout_logprobs": "", "use_tis": ""}, "exclude each other"),
+        ({"get_mismatch_metrics": ""}, "needs --custom-tis-function-path"),
+        (
+            {
+                "get_mismatch_metrics": "",
+                "custom_tis_function_path": ("slime.backends.megatron_utils.loss.icepop_function"),
+            },
+            "works with --use-tis only",
+        ),
         ({"eps_clip_c": "0.5"}, "--eps-clip-c must be above 1"),
         (
             {"update_weights_in_flight": "", "colocate": ""},

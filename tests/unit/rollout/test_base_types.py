@@ -1,6 +1,7 @@
 from typing import Any
 
 import pytest
+from support.rollout_world import make_args
 
 from slime.data.sample import Sample
 from slime.errors import DataError
@@ -10,31 +11,45 @@ from slime.rollout.base_types import (
     call_rollout_fn,
     flatten,
 )
+from slime.rollout.state import GenerateState
+
+
+def call(function: Any, args: Any = None, *, evaluation: bool = False) -> Any:
+    return call_rollout_fn(function, args, 3, None, evaluation=evaluation)
 
 
 def test_typed_output_is_passed_on():
     output = RolloutFnTrainOutput(samples=[], metrics={"a": 1})
-    assert call_rollout_fn(lambda *a, evaluation: output, 1, 2, 3, evaluation=False) is output
+    assert call(lambda *a, evaluation: output) is output
 
 
 def test_legacy_list_and_dict_are_wrapped():
-    train = call_rollout_fn(lambda evaluation: [[Sample()]], evaluation=False)
+    train = call(lambda *a, evaluation: [[Sample()]])
     assert train == RolloutFnTrainOutput(samples=[[Sample()]])
     data: dict[str, Any] = {"aime": {"rewards": [1.0]}}
-    assert call_rollout_fn(lambda evaluation: data, evaluation=True) == RolloutFnEvalOutput(data)
+    assert call(lambda *a, evaluation: data, evaluation=True) == RolloutFnEvalOutput(data)
 
 
 def test_coroutine_is_run():
-    async def generate(evaluation: bool) -> RolloutFnTrainOutput:
+    async def generate(*_: Any, evaluation: bool) -> RolloutFnTrainOutput:
         return RolloutFnTrainOutput(samples=[])
 
-    assert call_rollout_fn(generate, evaluation=False).metrics is None
+    assert call(generate).metrics is None
+
+
+def test_abort_of_the_round_before_is_over():
+    args = make_args("http://127.0.0.1:1")
+    state = GenerateState(args)
+    state.aborted = True
+    seen = call(lambda a, *b, evaluation: [[Sample(index=int(GenerateState(a).aborted))]], args)
+    assert seen.samples == [[Sample(index=0)]]
+    assert state.rollout_id == 3
 
 
 @pytest.mark.parametrize("evaluation", [False, True])
 def test_other_results_are_refused(evaluation: bool):
     with pytest.raises(DataError, match=f"returned NoneType for evaluation={evaluation}"):
-        call_rollout_fn(lambda evaluation: None, evaluation=evaluation)
+        call(lambda *a, evaluation: None, evaluation=evaluation)
 
 
 def test_flatten_opens_fan_outs_in_order():

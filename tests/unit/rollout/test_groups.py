@@ -97,6 +97,17 @@ async def test_custom_generate_gets_evaluation_only_if_it_declares_it():
     assert sample.weight_versions == ["0", "0"]
 
 
+async def test_turns_of_a_custom_function_draw_their_own_random_numbers():
+    async with fake_engine() as engine:
+        args = make_args(engine.url, custom_generate_function_path=f"{PLUGINS}.two_turns")
+        first = await run_group(args)
+        again = await run_group(args)
+    asked = [request["sampling_params"]["sampling_seed"] for request in engine.requests]
+    assert len(set(asked[:4])) == 4
+    assert sorted(asked[:4]) == sorted(asked[4:])
+    assert [s.tokens for s in first] == [s.tokens for s in again]
+
+
 async def test_path_of_the_sample_goes_before_the_flag():
     async with fake_engine() as engine:
         args = make_args(engine.url, custom_generate_function_path=f"{PLUGINS}.fan_out")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from support.rollout_world import make_args
 
 from slime.data.sample import Sample
+from slime.engines.usage import Usage
 from slime.observability.metrics import find
 from slime.rollout.metrics import (
     MIN_ZERO_STD,
@@ -67,6 +68,24 @@ def test_round_is_summed_up():
         "perf/longest_sample_tokens_per_sec": 4.0,
         "perf/longest_effective_sample_tokens_per_sec": 3.0,
     }
+    assert all(find(name) for name in metrics)
+
+
+def test_usage_of_custom_functions_is_summed_up_per_execution():
+    first = Usage(requests=3, tokens_in=60, tokens_out=9, engine_time_s=1.0)
+    second = Usage(requests=1, tokens_in=10, tokens_out=3, engine_time_s=0.5)
+    second.tool_calls, second.tool_errors = 4, 1
+    samples = [make_sample(0, 1.0), make_sample(0, 0.0), make_sample(0, 1.0)]
+    samples[0].usage = first.added_to({}, seconds=1.5)
+    samples[2].usage = second.added_to({}, seconds=0.5)  # samples[1] is its sibling
+    metrics = rollout_metrics(samples, args(), 1.0)
+    assert metrics["rollout/usage/requests/mean"] == 2.0
+    assert metrics["rollout/usage/tokens_in/max"] == 60.0
+    assert metrics["rollout/usage/tokens_out/min"] == 3.0
+    assert metrics["rollout/usage/engine_time/mean"] == 0.75
+    assert metrics["rollout/usage/other_time/max"] == 0.5
+    assert metrics["rollout/usage/tool_calls/max"] == 4.0
+    assert metrics["rollout/usage/tool_error_ratio"] == 0.25
     assert all(find(name) for name in metrics)
 
 

@@ -99,6 +99,26 @@ def test_own_correction_weighs_and_drops_tokens() -> None:
     assert view.log_probs.grad[kept == 0].abs().max() == 0.0
 
 
+def test_a_correction_that_only_measures_leaves_the_loss_alone() -> None:
+    path = f"{HERE}drop_far_tokens"
+    for extra in ({}, {"use_rollout_logprobs": True}):
+        plain, measured = whole_view(), whole_view()
+        expected = terms(Config(**extra), plain)
+        found = terms(
+            Config(custom_tis_function_path=path, get_mismatch_metrics=True, **extra), measured
+        )
+        columns = measured.columns
+        ratio = (columns["old_log_probs"] - columns["rollout_log_probs"]).exp()
+        assert float(found.metrics["own_ratio"]) == pytest.approx(
+            float((ratio * columns["weight"]).sum())
+        )
+        for name, value in expected.metrics.items():
+            assert float(found.metrics[name]) == float(value), name
+        expected.loss.backward()
+        found.loss.backward()
+        assert torch.equal(plain.log_probs.grad, measured.log_probs.grad)  # type: ignore[arg-type]
+
+
 def test_a_correction_that_does_not_fit_is_refused() -> None:
     config = Config(custom_tis_function_path=f"{HERE}one_mask_short", use_tis=True)
     with pytest.raises(DataError, match=r"one mask \[R\] per sample with R = \[3, 1, 5\]"):

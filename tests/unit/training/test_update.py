@@ -210,7 +210,6 @@ def test_policy_loss_raises_good_and_lowers_bad_responses() -> None:
     [
         ({"kl_coef": 0.1}, "--kl-coef"),
         ({"use_opd": True}, "--use-opd"),
-        ({"get_mismatch_metrics": True}, "--get-mismatch-metrics"),
         ({"disable_compute_advantages_and_returns": True}, "needs advantages"),
     ],
 )
