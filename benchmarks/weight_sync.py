@@ -100,6 +100,7 @@ def run_rank(options: argparse.Namespace, rank: int) -> None:
     config = make_config(options)
     trainer = start_trainer(config, options, rank, has_optimizer=False)
     if on_cuda:
+        drop_gradients(trainer)
         fill_with_noise(trainer)
     urls = tuple(os.environ["ENGINES"].split())
     way = make_way(
@@ -126,6 +127,16 @@ def run_rank(options: argparse.Namespace, rank: int) -> None:
     torch.distributed.barrier()
     if way is not None:
         way.close()
+
+
+def drop_gradients(trainer: Any) -> None:
+    """Their memory: a sync reads none of them, and a big model leaves no room for both sides' weights."""
+    from slime.backends.megatron.optimizer import gradient_buffers
+
+    for chunk in trainer._model:
+        for buffer in gradient_buffers(chunk):
+            buffer.grad_data.untyped_storage().resize_(0)
+    torch.cuda.empty_cache()
 
 
 def summary(options: argparse.Namespace, reports: list[Any], walls: list[float]) -> dict[str, Any]:

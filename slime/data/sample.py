@@ -119,7 +119,6 @@ class Sample:
     reward: float | dict[str, Any] | None = None
     loss_mask: list[int] | None = None
     weight_versions: list[str] = field(default_factory=list[str])
-    version_spans: list[Span] = field(default_factory=list[Span])
     rollout_log_probs: list[float] | None = None
     rollout_top_p_token_ids: list[int] | None = None
     rollout_top_p_token_offsets: list[int] | None = None
@@ -136,6 +135,7 @@ class Sample:
     spec_info: SpecInfo = field(default_factory=SpecInfo)
     prefix_cache_info: PrefixCacheInfo = field(default_factory=PrefixCacheInfo)
     usage: dict[str, float] | None = None
+    version_spans: list[Span] = field(default_factory=list[Span])
 
     @property
     def prompt_length(self) -> int:

@@ -171,6 +171,7 @@ def serving(engine: FakeSGLang) -> Iterator[FakeSGLang]:
                     "tp_size": len(engine.ranks),
                     "random_seed": engine.random_seed,
                     "custom_weight_loader": engine.loaders,
+                    "loads": [],
                 },
             )
 

@@ -61,7 +61,7 @@ class _Worker:
         end = time.monotonic() + deadline_s
         while not line.endswith(b"\n"):
             remaining = end - time.monotonic()
-            if remaining <= 0 or not select.select([descriptor], [], [], remaining)[0]:
+            if remaining <= 0 or not _is_readable(descriptor, remaining):
                 raise DeadlineExceeded(
                     f"worker {process.pid} gave no answer within {deadline_s:g} s"
                 )
@@ -69,6 +69,13 @@ class _Worker:
                 raise RewardError(f"worker {process.pid} died with code {process.wait()}")
             line += part
         return json.loads(line)
+
+
+def _is_readable(descriptor: int, seconds: float) -> bool:
+    """Whether there is something to read within `seconds`; `select` takes no descriptor above 1,023."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(1000 * seconds))
 
 
 class WorkerPool:

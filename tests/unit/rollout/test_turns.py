@@ -167,7 +167,12 @@ async def test_turns_and_their_own_length_are_limited(make: Callable[..., Any]):
 
 async def test_turn_cut_by_an_abort_goes_on_as_the_same_turn(make: Callable[..., Any]):
     replies = [Reply(ids=(40, END)), Reply(ids=(50, 51), finish="abort"), Reply(ids=(52, END))]
-    async with fake_engine(lambda payload, number: replies[number]) as engine:
+
+    def reply(payload: Any, number: int) -> Reply:
+        GenerateState(args).aborted = number == 1  # the round is full, which ends this answer
+        return replies[number]
+
+    async with fake_engine(reply) as engine:
         args = make(engine)
         sample = chat()
         turns = Turns(args, sample, {"max_new_tokens": 20})
@@ -175,7 +180,6 @@ async def test_turn_cut_by_an_abort_goes_on_as_the_same_turn(make: Callable[...,
         turns.tell("told")
         assert not await turns.ask()
         assert sample.status is Status.ABORTED
-        GenerateState(args).aborted = True
         assert not await turns.ask()  # a function that asks again all the same
         GenerateState(args).aborted = False
         resumed = Turns(args, sample, {"max_new_tokens": 20}, max_turns=2)

@@ -102,9 +102,9 @@ def test_every_rank_of_every_engine_loads_every_version(fakes: Engines, folder) 
             assert report.num_tensors == 3
     assert [path.name for path in folder.path.iterdir()] == ["weight_v000002"]
     order = [path for path in engines[0].paths if "version" not in path]
-    assert order[:4] == [
-        "/pause_generation", "/update_weights_from_disk", "/update_weights_from_tensor",
-        "/continue_generation",
+    assert order[:5] == [
+        "/abort_request", "/pause_generation", "/update_weights_from_disk",
+        "/update_weights_from_tensor", "/continue_generation",
     ]  # fmt: skip
 
 

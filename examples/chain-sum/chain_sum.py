@@ -1,0 +1,90 @@
+"""The chain-sum task of reasoning-gym with a language model: two numbers of one or two digits, added or subtracted.
+
+    pip install reasoning-gym
+    python examples/chain-sum/chain_sum.py FOLDER
+
+writes train.jsonl and held_out.jsonl. A pair of numbers belongs to one of them, in either order and with either sign:
+what is held out was never trained on, not even as its reverse. Held-out problems are distinct, so that fewer of them
+have one digit than in training.
+"""
+
+import argparse
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+NUMBER = re.compile(r"-?\d+")
+HELD_OUT_TENTHS = 1
+
+
+def is_held_out(numbers: tuple[int, int]) -> bool:
+    """Whether these two numbers, in either order, are among the tenth that is never trained on."""
+    text = "{} {}".format(*sorted(numbers))
+    return hashlib.sha256(text.encode()).digest()[0] % 10 < HELD_OUT_TENTHS
+
+
+def last_number(text: str) -> str | None:
+    """The last whole number of an answer, such as "-7"; None without any."""
+    found = NUMBER.findall(text.replace("\u2212", "-"))
+    return str(int(found[-1])) if found else None
+
+
+async def reward(args: Any, sample: Any, **kwargs: Any) -> float:
+    """1.0 when the last number of the answer is the result and the model ended the answer itself."""
+    is_ended = sample.status == sample.Status.COMPLETED
+    return float(is_ended and last_number(sample.response) == sample.label)
+
+
+def problems(seed: int) -> Iterator[tuple[tuple[int, int], str, str]]:
+    """(numbers, question, answer) without end, as reasoning-gym draws them."""
+    import reasoning_gym  # pyright: ignore[reportMissingImports] (the task, not needed to train)
+
+    size = 100_000
+    drawn: Any = reasoning_gym.create_dataset(
+        "chain_sum", min_terms=2, max_terms=2, min_digits=1, max_digits=2, seed=seed, size=size
+    )
+    for i in range(size):
+        row = drawn[i]
+        first, _, second = row["metadata"]["expression"].split()
+        yield (int(first), int(second)), row["question"], row["answer"]
+
+
+def write_data(folder: Path, *, seed: int, num_train: int, num_held_out: int) -> None:
+    """train.jsonl and held_out.jsonl, rows with a chat `prompt` and a `label`.
+
+    Raises:
+        ValueError: reasoning-gym's problems ended before there were enough.
+    """
+    train: list[str] = []
+    held_out: dict[str, None] = {}
+    for numbers, question, answer in problems(seed):
+        row = {"prompt": [{"role": "user", "content": question}], "label": answer}
+        if not is_held_out(numbers):
+            train.append(json.dumps(row))
+        elif len(held_out) < num_held_out:
+            held_out[json.dumps(row)] = None
+        if len(train) >= num_train and len(held_out) == num_held_out:
+            break
+    else:
+        raise ValueError(f"only {len(train)} problems to train on and {len(held_out)} held out")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in (("train", train[:num_train]), ("held_out", held_out)):
+        (folder / f"{name}.jsonl").write_text("".join(row + "\n" for row in rows))
+
+
+def main() -> None:
+    """Write the data of one seed."""
+    parser = argparse.ArgumentParser(description="The data of one seed.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num-train", type=int, default=20_000)
+    parser.add_argument("--num-held-out", type=int, default=512)
+    options = vars(parser.parse_args())
+    write_data(options.pop("folder"), **options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# GRPO of SmolLM2-135M-Instruct on chain_sum of reasoning-gym. Usage:
+#
+#     bash examples/chain-sum/run.sh MODEL_DIR DATA_DIR [RUN_FOLDER] [FLAGS...]
+#
+# MODEL_DIR and DATA_DIR are what get_model.py and chain_sum.py wrote. One GPU, which trainer and engine share; with
+# PLACE=apart a second one for the engine. FLAGS are added at the end, where they win.
+set -euo pipefail
+
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
+model="${1:?MODEL_DIR: what get_model.py wrote}"
+data="${2:?DATA_DIR: what chain_sum.py wrote}"
+run="${3:-${root}/runs/chain-sum-$(date +%Y%m%d-%H%M%S)}"
+shift $(($# < 3 ? $# : 3))
+python="${PYTHON:-${root}/.venv/bin/python}"
+
+unset PYTHONDONTWRITEBYTECODE
+export OMP_NUM_THREADS=1
+export PYTHONPATH="${root}/examples/chain-sum${PYTHONPATH:+:${PYTHONPATH}}"
+# shellcheck source=../../scripts/models/smollm2-135M.sh
+source "${root}/scripts/models/smollm2-135M.sh"
+
+case "${PLACE:-together}" in
+   together) PLACE_ARGS=(--colocate --sglang-mem-fraction-static 0.4) ;;
+   apart) PLACE_ARGS=(--rollout-num-gpus 1 --sglang-mem-fraction-static 0.7) ;;
+   *) echo "PLACE is together or apart, not ${PLACE}" >&2 && exit 2 ;;
+esac
+ARGS=(
+   --device "${DEVICE:-cuda}" --actor-num-nodes 1 --actor-num-gpus-per-node 1 --rollout-num-gpus-per-engine 1
+   --hf-checkpoint "${model}" --run-dir "${run}" --save "${run}/checkpoints" --save-hf "${run}/hf"
+   --seed 0 --rollout-seed 0
+   --prompt-data "${data}/train.jsonl" --input-key prompt --label-key label --apply-chat-template --rollout-shuffle
+   --custom-rm-path chain_sum.reward
+   --num-rollout 300 --rollout-batch-size 64 --n-samples-per-prompt 16 --global-batch-size 512
+   --rollout-max-response-len 32 --rollout-temperature 1
+   --eval-interval 20 --eval-prompt-data held_out "${data}/held_out.jsonl"
+   --n-samples-per-eval-prompt 1 --eval-temperature 0 --eval-max-response-len 32
+   --advantage-estimator grpo --eps-clip 0.2 --eps-clip-high 0.28 --entropy-coef 0
+   --optimizer adam --adam-beta1 0.9 --adam-beta2 0.98 --lr 2e-5 --lr-decay-style constant --lr-warmup-iters 10 --weight-decay 0
+   --attention-dropout 0 --hidden-dropout 0 --use-dynamic-batch-size --max-tokens-per-gpu 32768
+)
+
+"${python}" "${root}/train.py" "${MODEL_ARGS[@]}" "${ARGS[@]}" "${PLACE_ARGS[@]}" "$@"
