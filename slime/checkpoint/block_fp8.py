@@ -66,7 +66,9 @@ def quantized(weight: Tensor, *, power_of_two: bool = False) -> tuple[Tensor, Te
     rows, columns = weight.shape
     padded = F.pad(weight.float(), (0, -columns % _BLOCK, 0, -rows % _BLOCK))
     blocks = padded.reshape(len(padded) // _BLOCK, _BLOCK, -1, _BLOCK)
-    scales = blocks.abs().amax((1, 3)).clamp(min=1e-12) / _LARGEST
+    largest = blocks.abs().amax((1, 3)).clamp(min=1e-12)
+    # By a tensor: torch on CUDA takes a division by a number for a product with its reciprocal, which is off by a bit.
+    scales = largest / torch.full_like(largest, _LARGEST)
     if power_of_two:
         scales = _up_to_power_of_two(scales)
     small = (blocks / scales[:, None, :, None]).clamp(-_LARGEST, _LARGEST)
