@@ -46,6 +46,9 @@ HOOKS: dict[str, Hook] = {
         is_async=True,
         optional_keywords=("evaluation",),
     ),
+    "agent_function_path": Hook(
+        "async fn(session, sample)", 2, is_async=True, optional_keywords=("evaluation",)
+    ),
     "rollout_sample_hook_path": Hook(
         "fn(args, sample, *, rollout_id=None, evaluation=False)",
         2,

@@ -7,6 +7,7 @@ import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, cast
 
+from slime.config.agent import AgentConfig
 from slime.config.algo import AlgoConfig
 from slime.config.cluster import ClusterConfig
 from slime.config.data import DataConfig
@@ -25,6 +26,7 @@ SECTIONS: tuple[type[Any], ...] = (
     ClusterConfig,
     TrainConfig,
     RolloutConfig,
+    AgentConfig,
     DataConfig,
     EvalConfig,
     AlgoConfig,
@@ -49,6 +51,7 @@ class Config(
     ClusterConfig,
     TrainConfig,
     RolloutConfig,
+    AgentConfig,
     DataConfig,
     EvalConfig,
     AlgoConfig,

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from slime.config.agent import AGENT_GENERATE
 from slime.config.checkpoints import (
     HALF_WRITTEN,
     TRACKER_FILE,
@@ -194,6 +195,12 @@ def _checkpoint(config: Config) -> dict[str, Any]:
     return changes
 
 
+def _agent(config: Config) -> dict[str, Any]:
+    if config.agent_function_path is None or config.custom_generate_function_path is not None:
+        return {}
+    return {"custom_generate_function_path": AGENT_GENERATE}
+
+
 # (what derives, what nobody can go by when it cannot)
 _DERIVED: tuple[tuple[Callable[[Config], dict[str, Any]], tuple[str, ...]], ...] = (
     (_debug, ()),
@@ -201,6 +208,7 @@ _DERIVED: tuple[tuple[Callable[[Config], dict[str, Any]], tuple[str, ...]], ...]
     (_batch, ("global_batch_size", "over_sampling_batch_size")),
     (_algorithm, ()),
     (_rollout, ()),
+    (_agent, ()),
     (_checkpoint, ("load", "start_rollout_id")),
 )
 

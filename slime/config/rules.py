@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from slime.config.agent import AGENT_GENERATE
 from slime.config.checkpoints import has_megatron_checkpoint, is_hf_folder
 from slime.config.config import Config, slime_options
 from slime.config.engine_rules import engine_sizes, external_engines, pausing, routing
@@ -21,6 +22,7 @@ from slime.registry import REWARDS
 logger = logging.getLogger(__name__)
 
 DEFAULT_DATA_SOURCE = "slime.rollout.data_source.RolloutDataSourceWithBuffer"
+MAX_PORT = 65535
 
 # flag -> the flag without which it does nothing.
 _NEEDS = {
@@ -259,6 +261,25 @@ def _rewards(config: Config) -> Iterator[str]:
             yield "--rm-type remote_rm needs --rm-url, the address it asks"
 
 
+def _agents(config: Config) -> Iterator[str]:
+    generates = config.custom_generate_function_path
+    agent = config.agent_function_path
+    if generates == AGENT_GENERATE and agent is None:
+        yield f"--custom-generate-function-path {generates} needs --agent-function-path, the agent"
+    if agent is not None and generates != AGENT_GENERATE:
+        yield (
+            f"--agent-function-path goes with {AGENT_GENERATE}, and --custom-generate-function-path "
+            f"is {generates}; give one of them, or open a slime.agent.agent_session in your function"
+        )
+    if config.agent_host in ("0.0.0.0", "::", ""):
+        yield (
+            f"--agent-host {config.agent_host!r} is no address that an agent can go to; give the one "
+            "at which agents reach this node"
+        )
+    if config.agent_port > MAX_PORT:
+        yield f"--agent-port {config.agent_port} is no port; give one up to {MAX_PORT}"
+
+
 def _periods(config: Config) -> Iterator[str]:
     if config.save_interval is not None and config.save is None:
         yield (f"--save-interval {config.save_interval} needs --save, the folder of checkpoints")
@@ -384,6 +405,7 @@ RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     pausing,
     routing,
     _rewards,
+    _agents,
     _periods,
     _device,
     _precision,

@@ -59,3 +59,11 @@ def text_until_next_answer(
             f"{before[:200]!r} first; append text of your own with Turns.tell"
         )
     return ending + after[len(before) :]
+
+
+def end_of_answer(tokenizer: Tokenizer, answer: Sequence[int]) -> str:
+    """The special token that an answer's ids end with, as text; "" if they end otherwise."""
+    if not answer:
+        return ""
+    last = tokenizer.decode(answer[-1:])
+    return last if last in tokenizer.all_special_tokens else ""

@@ -41,6 +41,16 @@ class RequestSeeds:
         key = b"%d/%d/" % (self._seed, number) + digest
         return int.from_bytes(blake2b(key, digest_size=4).digest()) & 0x7FFF_FFFF
 
+    def derived(self, seed: int) -> int:
+        """A seed in [0, 2**31) for a request that brings one: the same for the same, in this execution.
+
+        The samples of a group may all bring the same one, and must not share random numbers.
+        """
+        return (
+            int.from_bytes(blake2b(b"%d/%d" % (self._seed, seed), digest_size=4).digest())
+            & 0x7FFF_FFFF
+        )
+
     def applied(self, payload: Any) -> Any:
         """A /generate request with a seed for each prompt, unless it brings its own.
 

@@ -42,6 +42,17 @@ class CustomGenerate(Protocol):
     ) -> Sample | list[Sample]: ...
 
 
+class AgentFunction(Protocol):
+    """--agent-function-path: run an agent against `session`; returns nothing, or the reward.
+
+    `session` is a `slime.agent.Session`. It runs on the event loop: an agent that blocks goes into a
+    thread, `await asyncio.to_thread(agent.run, ...)`. A third keyword `evaluation` is passed if it is
+    declared. What is raised fails the sample.
+    """
+
+    async def __call__(self, session: Any, sample: Sample) -> Reward | None: ...
+
+
 class SampleHook(Protocol):
     """--rollout-sample-hook-path: after generation, before the reward; may be async.
 

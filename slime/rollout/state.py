@@ -150,6 +150,7 @@ class GenerateState:
         self.request_times: dict[str, list[float]] = {name: [] for name in REQUEST_TIMES}
         self._many = asyncio.Lock()
         self._hf_checkpoint: str | None = args.hf_checkpoint
+        self._context_length: int | None = vars(args).get("sglang_context_length")
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -162,6 +163,16 @@ class GenerateState:
         if self._hf_checkpoint is None or not is_hf_folder(self._hf_checkpoint):
             return None
         size = read_hf_config(self._hf_checkpoint).get("vocab_size")
+        return size if isinstance(size, int) else None
+
+    @cached_property
+    def context_length(self) -> int | None:
+        """Most tokens of prompt and answer: --sglang-context-length, or what the model's config says."""
+        if self._context_length is not None:
+            return self._context_length
+        if self._hf_checkpoint is None or not is_hf_folder(self._hf_checkpoint):
+            return None
+        size = read_hf_config(self._hf_checkpoint).get("max_position_embeddings")
         return size if isinstance(size, int) else None
 
     @classmethod

@@ -42,6 +42,24 @@ def parse_tool_calls(text: str) -> list[ToolCall | BadToolCall]:
     return [_parsed(block.strip()) for block in _BLOCK.findall(text)]
 
 
+def split_tool_calls(text: str) -> tuple[str, list[ToolCall]]:
+    """(what stands around the calls, the calls); what is no call between the tags stays text.
+
+    With a call, space around the rest goes too.
+    """
+    calls = list[ToolCall]()
+
+    def taken(block: re.Match[str]) -> str:
+        call = _parsed(block[1].strip())
+        if isinstance(call, BadToolCall):
+            return block[0]
+        calls.append(call)
+        return ""
+
+    rest = _BLOCK.sub(taken, text)
+    return (rest.strip() if calls else rest), calls
+
+
 def _parsed(block: str) -> ToolCall | BadToolCall:
     try:
         call = json.loads(block)

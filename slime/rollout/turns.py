@@ -18,7 +18,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Literal
 
 from slime.data.chat import Message, token_ids
-from slime.data.next_turn import text_until_next_answer
+from slime.data.next_turn import end_of_answer, text_until_next_answer
 from slime.data.sample import Sample
 from slime.engines.request_scope import current_scope
 from slime.engines.usage import Usage
@@ -209,10 +209,8 @@ class Turns:
 
     def _end_of_turn(self) -> str:
         """The special token that the response ends with, as text; "" if it ends otherwise."""
-        if not self.sample.response_length:
-            return ""
-        last = self._state.tokenizer.decode(self.sample.tokens[-1:])
-        return last if last in self._state.tokenizer.all_special_tokens else ""
+        response = self.sample.tokens[self.sample.prompt_length :]
+        return end_of_answer(self._state.tokenizer, response[-1:])
 
 
 def sibling_of(sample: Sample, prompt: str | list[Message]) -> Sample:

@@ -58,6 +58,7 @@ class FakeEngine:
         self.weight_version = "0"
         self._wakers: list[asyncio.Event] = []
         self._released = asyncio.Event()
+        self._count_changed = asyncio.Condition()
 
     @property
     def url(self) -> str:
@@ -83,6 +84,12 @@ class FakeEngine:
     async def stop(self) -> None:
         await self._runner.cleanup()
 
+    async def holds(self, number: int) -> None:
+        """Return once so many requests wait."""
+        async with asyncio.timeout(10):
+            async with self._count_changed:
+                await self._count_changed.wait_for(lambda: self.held == number)
+
     def release(self) -> None:
         """Let held requests finish as if nothing had happened."""
         self._released.set()
@@ -106,15 +113,20 @@ class FakeEngine:
         """True when an abort ended the wait."""
         waker = asyncio.Event()
         self._wakers.append(waker)
-        self.held += 1
+        await self._count_held(1)
         waits = [asyncio.ensure_future(event.wait()) for event in (waker, self._released)]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             return waker.is_set()
         finally:
-            self.held -= 1
             for wait in waits:
                 wait.cancel()
+            await self._count_held(-1)
+
+    async def _count_held(self, change: int) -> None:
+        self.held += change
+        async with self._count_changed:
+            self._count_changed.notify_all()
 
     def _answers(self, payload: Payload, reply: Reply, aborted: bool) -> Any:
         params = payload["sampling_params"]

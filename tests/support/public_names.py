@@ -110,6 +110,7 @@ HOOK_CALLS: dict[str, str] = {
     "rollout_function_path": "args, rollout_id, data_source, *, evaluation",
     "eval_function_path": "args, rollout_id, data_source, *, evaluation",
     "custom_generate_function_path": "args, sample, sampling_params",
+    "agent_function_path": "session, sample",
     "rollout_sample_hook_path": "args, sample, *, rollout_id, evaluation",
     "custom_rm_path": "args, sample",
     "dynamic_sampling_filter_path": "args, samples",
