@@ -64,15 +64,14 @@ def _append_answer(
     args: Any, tokenizer: Tokenizer, sample: Sample, exchange: Exchange, *, trains: bool
 ) -> None:
     answer = exchange.answer
-    ids = answer.tokens[answer.prompt_length :]
     spans = [[version, first] for first, version in answer.version_spans]
     sample.append_response_tokens(
         args,
-        tokens=ids,
+        tokens=answer.tokens,
         log_probs=answer.rollout_log_probs or [],
         trainable=trains and exchange.trains,
         meta_info={"weight_versions": spans} if spans else None,
-        text=tokenizer.decode(ids),
+        text=tokenizer.decode(answer.tokens),
     )
     if trains:  # an engine's counts, once
         sample.weight_versions = [*sample.weight_versions, *answer.weight_versions]

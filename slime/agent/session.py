@@ -211,7 +211,7 @@ class Session:
         args, size = self._args, len(exchange.prompt)
         context = args.eval_max_context_len if self.evaluation else None
         limits = [
-            (self._params.get("max_new_tokens"), size - len(exchange.root.prompt)),
+            (self._params.get("max_new_tokens"), size - len(exchange.root.told)),
             (context or args.rollout_max_context_len or self._state.context_length, size),
             (max_tokens, 0),
         ]
@@ -246,21 +246,23 @@ class Session:
     def _without_room(self, exchange: Exchange) -> Answer:
         """An empty answer that ended for its length."""
         exchange.answer.status = Status.TRUNCATED
+        answer = as_answer(exchange.answer)
         if exchange.parent is not None:
             exchange.parent.is_full = True
         else:
             exchange.message = assistant_message("")
             self.tree.add(exchange)
-        return as_answer(exchange.answer)
+        return answer
 
     def _kept(self, exchange: Exchange, ask: Ask, overridden: tuple[str, ...]) -> Answer:
         text = read_text(self._state.tokenizer, exchange.answer, ask)
+        answer = as_answer(exchange.answer, text, overridden)
         exchange.message = assistant_message(text.content, text.calls)
         self.tree.add(exchange)
         scope = self._context.run(current_scope)
         if scope is not None and exchange.parent is not None:
             scope.usage.tool_calls += exchange.num_results
-        return as_answer(exchange.answer, text, overridden)
+        return answer
 
     def _note_overridden(self, names: tuple[str, ...]) -> None:
         for name in names:

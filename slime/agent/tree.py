@@ -25,9 +25,9 @@ class Exchange:
     Attributes:
         parent: the exchange it goes on from; None: the whole prompt is `told`.
         told: ids and text between the parent's answer and this one.
-        prompt: all ids in front of the answer.
+        prompt: all ids in front of the answer; empty once that is there.
         digest: of the conversation in front of the answer.
-        answer: as `slime.rollout.generate.generate` left it, `tokens` being prompt and answer.
+        answer: as `slime.rollout.generate.generate` left it; in the tree its `tokens` are the answer's alone.
         message: as the endpoint gave it to the agent.
         trains: its tokens were sampled as the run samples.
         num_results: tool results among what was said.
@@ -58,6 +58,10 @@ class Exchange:
             line.append(one)
             one = one.parent
         return line[::-1]
+
+    def ids(self) -> list[int]:
+        """Of the whole conversation up to this answer, which must be in the tree."""
+        return [token for one in self.path() for token in (*one.told, *one.answer.tokens)]
 
 
 class Tree:
@@ -113,7 +117,14 @@ class Tree:
         return Exchange(None, ids, text, ids, digest)
 
     def add(self, exchange: Exchange) -> None:
-        """Keep an exchange that has its answer."""
+        """Keep an exchange that has its answer.
+
+        Its prompt is dropped, as those before it have it in parts: else a session would need memory by
+        the square of its turns.
+        """
+        answer = exchange.answer
+        answer.tokens = answer.tokens[answer.prompt_length :]
+        exchange.prompt = []
         self.exchanges.append(exchange)
         end = _after(exchange.digest, _trimmed(exchange.message))
         self._ends.setdefault(end, []).append(exchange)
@@ -133,12 +144,10 @@ class Tree:
         text = text_until_next_answer(
             self._tokenizer, messages, tools=tools, template_kwargs=self._template_kwargs
         )
-        answer = parent.answer
-        written = answer.tokens[answer.prompt_length :]
-        text = text.removeprefix(end_of_answer(self._tokenizer, written))
+        text = text.removeprefix(end_of_answer(self._tokenizer, parent.answer.tokens))
         ids = token_ids(self._tokenizer, text)
         num_results = sum(message["role"] == "tool" for message in messages)
-        prompt = answer.tokens + ids
+        prompt = parent.ids() + ids
         return Exchange(parent, ids, text, prompt, digest, num_results=num_results)
 
 

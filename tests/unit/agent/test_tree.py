@@ -63,7 +63,6 @@ class Agent:
 
     def expected(self, history: list[tuple[Message, Exchange | None]]) -> list[int]:
         """Ids of the conversation, rendered as a whole, with each answer's own in its place."""
-        answers = [exchange for _, exchange in history if exchange is not None]
         shown = [
             message if exchange is None else {"role": "assistant", "content": f"ANSWER{i}."}
             for i, (message, exchange) in enumerate(history)
@@ -74,12 +73,11 @@ class Agent:
             if exchange is None:
                 continue
             before, _, text = text.partition(f"ANSWER{i}.")
-            written = exchange.answer.tokens[exchange.answer.prompt_length :]
+            written = exchange.answer.tokens
             ids += token_ids(self.tokenizer, before) + written
             if self.tokenizer.decode(written).endswith(END):
                 assert text.startswith(END)
                 text = text.removeprefix(END)
-        assert len(answers) == sum(exchange is not None for _, exchange in history)
         return ids + token_ids(self.tokenizer, text)
 
 
@@ -130,7 +128,7 @@ def _check_samples(agent: Agent) -> None:
     trained: list[tuple[float, int]] = []
     for part, leaf in zip(samples, leaves, strict=True):
         part.validate()
-        assert part.tokens == leaf.answer.tokens
+        assert part.tokens == leaf.ids()
         assert agent.tokenizer.decode(part.tokens[part.prompt_length :]) == part.response
         mask = part.loss_mask or [1] * part.response_length
         ids = part.tokens[part.prompt_length :]
@@ -147,7 +145,7 @@ def _check_samples(agent: Agent) -> None:
         for exchange in agent.tree.exchanges
         for pair in zip(
             exchange.answer.rollout_log_probs or [],
-            exchange.answer.tokens[exchange.answer.prompt_length :],
+            exchange.answer.tokens,
             strict=True,
         )
     ]
