@@ -39,6 +39,7 @@ from slime.data.chat import Message, load_tokenizer, render, token_ids
 from slime.data.sample import Sample
 from slime.engines.request_scope import request_scope
 from slime.engines.servers import allow_open_files
+from slime.observability.garbage import settle_memory
 from slime.rollout.state import GenerateState
 
 TOOL = {
@@ -113,7 +114,7 @@ async def _run_all(kind: str, places: list[Any], turns: int) -> dict[str, Any]:
     talk = _talk if kind == "endpoint" else _talk_directly
     timeout = aiohttp.ClientTimeout(total=None)
     connector = aiohttp.TCPConnector(limit=0)
-    seconds: list[float] = []
+    seconds: list[tuple[int, float]] = []
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
         started = time.monotonic()
         told = await asyncio.gather(*(talk(http, place, turns, seconds) for place in places))
@@ -122,7 +123,7 @@ async def _run_all(kind: str, places: list[Any], turns: int) -> dict[str, Any]:
 
 
 async def _talk(
-    http: aiohttp.ClientSession, place: Any, turns: int, seconds: list[float]
+    http: aiohttp.ClientSession, place: Any, turns: int, seconds: list[tuple[int, float]]
 ) -> list[Message]:
     """One conversation on chat completions; an error of any kind ends all."""
     number, url, key = place
@@ -134,7 +135,7 @@ async def _talk(
         async with http.post(f"{url}/chat/completions", json=body, headers=headers) as answer:
             answer.raise_for_status()
             message = (await answer.json())["choices"][0]["message"]
-        seconds.append(time.monotonic() - started)
+        seconds.append((turn, time.monotonic() - started))
         messages.append(message)
         if turn < turns - 1:
             call_id = message["tool_calls"][0]["id"]
@@ -143,17 +144,17 @@ async def _talk(
 
 
 async def _talk_directly(
-    http: aiohttp.ClientSession, prompts: Any, turns: int, seconds: list[float]
+    http: aiohttp.ClientSession, prompts: Any, turns: int, seconds: list[tuple[int, float]]
 ) -> list[Message]:
     """The same requests at the fake engine, as the endpoint sent them."""
     url, requests = prompts
-    for prompt in requests:
+    for turn, prompt in enumerate(requests):
         body = {"input_ids": prompt, "sampling_params": {}, "return_logprob": True}
         started = time.monotonic()
         async with http.post(f"{url}/generate", json=body) as answer:
             answer.raise_for_status()
             await answer.json()
-        seconds.append(time.monotonic() - started)
+        seconds.append((turn, time.monotonic() - started))
     return []
 
 
@@ -200,8 +201,9 @@ def expected_tokens(number: int, turns: int, tokenizer: Any) -> list[list[int]]:
     return [*pieces, pieces[-1] + written[-1]]
 
 
-def percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    p50, p99 = np.percentile(seconds, [50, 99])
+def percentiles(seconds: Sequence[tuple[int, float]], *, first: bool) -> dict[str, float]:
+    """Of the first turns, which all come at once, or of the others."""
+    p50, p99 = np.percentile([s for turn, s in seconds if (turn == 0) == first], [50, 99])
     return {"p50_s": round(float(p50), 4), "p99_s": round(float(p99), 4)}
 
 
@@ -243,6 +245,7 @@ def _measure(given: argparse.Namespace, folder: str, port: int, link: Connection
     )
     tokenizer = GenerateState(args).tokenizer
     render(tokenizer, [{"role": "user", "content": "a"}], where="benchmark", tools=[TOOL])
+    settle_memory()  # as the rollout's process does when it has started
     rss_before = _rss_mb()
     cpu_before = time.process_time()
     measured, sessions = asyncio.run(through_endpoint(args, link, given.conversations, given.turns))
@@ -271,8 +274,10 @@ def _measure(given: argparse.Namespace, folder: str, port: int, link: Connection
         "wall_s": round(measured["wall_s"], 2),
         "conversations_per_s": round(given.conversations / measured["wall_s"], 1),
         "requests_per_s": round(len(seconds) / measured["wall_s"], 1),
-        "request": percentiles(seconds),
-        "request_without_endpoint": percentiles(own),
+        "first_turn": percentiles(seconds, first=True),
+        "first_turn_without_endpoint": percentiles(own, first=True),
+        "later_turns": percentiles(seconds, first=False),
+        "later_turns_without_endpoint": percentiles(own, first=False),
         "wall_without_endpoint_s": round(alone["wall_s"], 2),
         "endpoint_cpu_ms_per_request": round(1000 * cpu_s / len(seconds), 2),
         "memory_mb_before": rss_before,

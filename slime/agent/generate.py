@@ -7,6 +7,9 @@ from slime.data.sample import Sample
 from slime.errors import DataError
 from slime.plugins import accepts_keyword, load_function
 
+# In Sample.metadata: how often the run's sampling parameters went before a request's, by name.
+OVERRIDDEN = "agent_overridden"
+
 
 async def generate(
     args: Any, sample: Sample, sampling_params: dict[str, Any], evaluation: bool = False
@@ -26,12 +29,14 @@ async def generate(
         try:
             reward = await agent(session, sample, **keywords)
         except Exception:
-            if not session.is_aborted:
+            if not (session.is_aborted or session.fault):
                 raise
     samples = session.samples()
     if session.is_aborted:
         return samples
     _set_reward(samples, reward, args.agent_function_path)
+    if session.overridden:
+        samples[0].metadata[OVERRIDDEN] = dict(session.overridden)
     if evaluation:
         return samples[-1]
     return samples if len(samples) > 1 else samples[0]

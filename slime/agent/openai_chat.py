@@ -145,8 +145,10 @@ def _message(raw: Any, where: str) -> Message:
     if role not in ("system", "developer", "user", "assistant", "tool"):
         raise body.error("role", f"{role!r} is unknown")
     content = joined_text(body.any("content"), f"{where}.content")
-    body.ignore("name", "annotations", "parsed")  # the client's own copy of what it could read
+    body.ignore("annotations", "parsed")  # the client's own copy of what it could read
     message: Message = {"role": "system" if role == "developer" else role, "content": content}
+    if (name := body.take("name", str)) is not None and role != "assistant":
+        message["name"] = name  # some chat templates write it
     if role == "tool":
         message["tool_call_id"] = body.text("tool_call_id")
     if role == "assistant":

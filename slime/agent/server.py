@@ -92,7 +92,16 @@ class Server:
     def _handler(self, api: Api, work: "_Work") -> Callable[[web.Request], Awaitable[Any]]:
         async def handle(http: web.Request) -> web.StreamResponse:
             try:
-                return await work(api, http, self._session(http))
+                session = self._session(http)
+                try:
+                    return await work(api, http, session)
+                except (ApiError, ConnectionError):
+                    raise
+                except Exception as fault:
+                    logger.exception("%s %s", http.method, http.path)
+                    session.fault = fault
+                    message = f"{type(fault).__name__}: {fault}"
+                    raise ApiError(message, status=500, is_final=True) from fault
             except ApiError as error:
                 return _error(api, error)
 

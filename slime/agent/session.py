@@ -71,6 +71,7 @@ class Session:
         tree: its exchanges.
         conversations: of OpenAI's responses, by id, without their instructions.
         is_aborted: the round became full while the agent ran, and a request of it was cut or refused.
+        fault: what nobody foresaw while a request was answered; `samples` raises it.
         overridden: how often the run's sampling parameters went before a request's, by name.
     """
 
@@ -90,6 +91,7 @@ class Session:
         self.model: str = args.model_name or "policy"
         self.conversations: dict[str, list[Message]] = {}
         self.is_aborted = False
+        self.fault: Exception | None = None
         self.overridden: Counter[str] = Counter()
         self._args = args
         self._params = dict(sampling_params)
@@ -121,7 +123,10 @@ class Session:
 
         Raises:
             DataError: the agent asked nothing.
+            Exception: the session's `fault`.
         """
+        if self.fault is not None:
+            raise self.fault
         if self._samples is not None:
             return self._samples
         if self.is_aborted:

@@ -163,6 +163,7 @@ def _after(digest: bytes, message: Message) -> bytes:
     calls = cast(list[dict[str, Any]], message.get("tool_calls") or [])
     read = [
         message["role"],
+        message.get("name"),
         message["content"],
         [[call["function"]["name"], call["function"]["arguments"]] for call in calls],
     ]

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 from support.agent_world import ADD, END, TEMPLATE, checked, trained_text
+from support.engine_server import sglang_spec
 from support.live_rollout import LiveRollout, live_rollout, write_prompts
 from support.scripted_model import VOCAB_SIZE, save_scripted_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from slime.data.sample import Sample
+from slime.engines.servers import ServerSpec
 
 Status = Sample.Status
 BAD = "<tool_call>{add}</tool_call>"
@@ -60,8 +62,29 @@ def flags(agent: str, more: str = "") -> str:
 
 @pytest.mark.parametrize("agent", ["calculator", "claude_calculator"])
 def test_calls_are_read_and_results_told_back(scripted: LiveRollout, prompts: Path, agent: str):
-    result = scripted.run(prompts, flags(agent)).generate()
-    tokenizer: Any = AutoTokenizer.from_pretrained(scripted.model)
+    _check_calculator(scripted, prompts, agent)
+
+
+@pytest.mark.sglang
+def test_stock_sglang_answers_agents_as_well(
+    tmp_path_factory: pytest.TempPathFactory, prompts: Path
+):
+    folder = tmp_path_factory.mktemp("scripted")
+    model = save_scripted_model(folder, SCRIPT, chat_template=TEMPLATE, context=1024)
+    logs = tmp_path_factory.mktemp("logs")
+
+    def spec(model: Path, logs: Path) -> ServerSpec:
+        return sglang_spec(
+            model, logs, "--max-running-requests", "16", "--max-total-tokens", "65536"
+        )
+
+    with live_rollout(model, logs, make_spec=spec) as running:
+        _check_calculator(running, prompts, "claude_calculator")
+
+
+def _check_calculator(running: LiveRollout, prompts: Path, agent: str) -> None:
+    result = running.run(prompts, flags(agent)).generate()
+    tokenizer: Any = AutoTokenizer.from_pretrained(running.model)
     several = 0
     for sample in checked(result.samples):
         assert sample.status is Status.COMPLETED

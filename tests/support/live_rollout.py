@@ -7,7 +7,7 @@ import argparse
 import json
 import shlex
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from slime.config.hooks import ROLLOUT_HOOKS, check_hooks
 from slime.data.batch import RolloutBatch
 from slime.data.sample import Sample
 from slime.engines.router import Router
+from slime.engines.servers import ServerSpec
 from slime.orchestration.rollout_manager import flatten_samples
 from slime.orchestration.training_data import make_batches
 from slime.plugins import load_function
@@ -109,9 +110,15 @@ class LiveRollout:
 
 
 @contextmanager
-def live_rollout(model: Path, log_dir: Path, *, num_engines: int = 1) -> Generator[LiveRollout]:
-    """Embedded engines behind the router while the block runs."""
-    specs = [engine_spec(model, log_dir) for _ in range(num_engines)]
+def live_rollout(
+    model: Path,
+    log_dir: Path,
+    *,
+    num_engines: int = 1,
+    make_spec: Callable[[Path, Path], ServerSpec] = engine_spec,
+) -> Generator[LiveRollout]:
+    """Engines behind the router while the block runs; embedded ones by default."""
+    specs = [make_spec(model, log_dir) for _ in range(num_engines)]
     with ExitStack() as stack:
         router = stack.enter_context(running(router_spec(log_dir)))
         for spec in specs:

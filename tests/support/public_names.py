@@ -5,6 +5,12 @@ CHANGELOG.md and docs/compatibility.md. None: a value, or a class that is not to
 """
 
 PUBLIC: dict[str, dict[str, str | None]] = {
+    "slime.agent": {
+        "agent_session": "args, sample, sampling_params, *, evaluation=False",
+        "Session": None,
+        "Session.samples": "self",
+        "Session.last_sample": "self",
+    },
     "slime.utils.arguments": {"parse_args": "add_custom_arguments=None"},
     "slime.utils.async_utils": {"run": "coroutine"},
     "slime.utils.data": {"read_rows": "path"},

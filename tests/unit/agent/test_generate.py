@@ -225,3 +225,17 @@ async def test_many_agents_at_once(folder: Path):
         assert [part.rollout_id for part in checked(parts)] == [number, number]
         assert [tokenizer.decode(part.tokens).count("assistant") for part in parts] == [2, 2]
     assert not list(server._servers.values())[-1]
+
+
+async def test_a_fault_of_the_endpoint_fails_the_sample_whatever_the_agent_makes_of_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    async def broken(*args: Any) -> None:
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr("slime.agent.session.generate", broken)
+    async with fake_engine() as engine:
+        for agent in ("careless", "one_question"):
+            [sample] = await run(args_for(engine, folder, agent), make_sample())
+            assert sample.status is Status.FAILED
+            assert sample.metadata["error"] == "RuntimeError: out of order"

@@ -48,6 +48,11 @@ def test_defaults_that_follow_from_others(tmp_path: Path) -> None:
     assert resolved.eval_reward_key == "score"
 
 
+def test_an_agent_implies_the_generate_function_around_it(tmp_path: Path) -> None:
+    found = config(tmp_path, agent_function_path="my_module.run_agent")
+    assert found.custom_generate_function_path == "slime.agent.generate.generate"
+
+
 def test_given_values_stay(tmp_path: Path) -> None:
     resolved = config(tmp_path, eps_clip_high="0.28", rollout_max_prompt_len="5")
     assert (resolved.eps_clip_high, resolved.rollout_max_prompt_len) == (0.28, 5)

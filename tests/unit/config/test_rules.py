@@ -45,6 +45,17 @@ from slime.errors import ConfigError
             },
             "works with --use-tis only",
         ),
+        (
+            {"custom_generate_function_path": "slime.agent.generate.generate"},
+            "needs --agent-function-path",
+        ),
+        (
+            {"agent_function_path": "a.b", "custom_generate_function_path": "my.generate"},
+            "my.generate; give one of them",
+        ),
+        ({"agent_host": "0.0.0.0"}, "no address that an agent can go to"),
+        ({"agent_port": "70000"}, "no port; give one up to 65535"),
+        ({"agent_sampling": "mine"}, "--agent-sampling"),
         ({"eps_clip_c": "0.5"}, "--eps-clip-c must be above 1"),
         (
             {"update_weights_in_flight": "", "colocate": ""},
