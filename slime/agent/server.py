@@ -2,7 +2,6 @@
 
 import asyncio
 import hmac
-import logging
 from asyncio import AbstractEventLoop
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -21,8 +20,6 @@ from slime.errors import ConfigError
 
 if TYPE_CHECKING:
     from slime.agent.session import Session
-
-logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 1 << 28
 # Agents come by the thousand and connect at once.
@@ -98,10 +95,7 @@ class Server:
                 except (ApiError, ConnectionError):
                     raise
                 except Exception as fault:
-                    logger.exception("%s %s", http.method, http.path)
-                    session.fault = fault
-                    message = f"{type(fault).__name__}: {fault}"
-                    raise ApiError(message, status=500, is_final=True) from fault
+                    raise session.failed(fault) from fault
             except ApiError as error:
                 return _error(api, error)
 
@@ -184,6 +178,8 @@ async def _stream(api: Api, http: web.Request, session: "Session", ask: Ask) -> 
             events = b"".join(api.events(work.result(), ask, session))
         except ApiError as error:
             events = api.error_event(error)
+        except Exception as fault:  # noqa: BLE001 - `failed` logs it, and its sample fails
+            events = api.error_event(session.failed(fault))
         with suppress(ConnectionError):  # the client has gone, and its answer is kept
             await response.write(events)
             await response.write_eof()

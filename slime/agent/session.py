@@ -149,6 +149,12 @@ class Session:
         """
         return self.samples()[-1]
 
+    def failed(self, fault: Exception) -> ApiError:
+        """What an agent is told of a fault; its execution fails with it, whatever the agent makes of it."""
+        logger.error("sample %s: a request of its agent failed", self.sample.index, exc_info=fault)
+        self.fault = fault
+        return ApiError(f"{type(fault).__name__}: {fault}", status=500, is_final=True)
+
     async def close(self) -> None:
         """End the session: requests under way end, later ones are refused."""
         self._is_open = False
