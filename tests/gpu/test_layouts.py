@@ -17,6 +17,10 @@ from support.ranks import make_models, result, run_ranks
 HAS_TE = importlib.util.find_spec("transformer_engine") is not None
 # With TransformerEngine's modules come last: they are left out where it is not installed.
 CASES = cases.BF16_CASES | cases.TE_CASES
+LOSS_ATOL = 0.01
+# A token near a tie goes to another expert in bf16. Transformers' own losses of these models in bf16 are off by as much
+# from those in fp32: of 16 batches each, 0.009 to 0.018 (root mean square), at most 0.024, once 0.059.
+EXPERTS_LOSS_ATOL = 0.03
 MARKS = {2: pytest.mark.gpu2, 4: pytest.mark.gpu4}
 
 
@@ -51,7 +55,8 @@ def test_a_step_in_bf16_is_near_that_of_transformers(folder: Path, name: str) ->
     case = CASES[name]
     found, expected = result(folder, name), reference(folder / case.model)
     (metrics,) = found["metrics"]
-    assert metrics["loss"] == pytest.approx(expected.losses[0], rel=0.03, abs=0.01)
+    near = EXPERTS_LOSS_ATOL if "moe" in case.model or case.model == "deepseek_v3" else LOSS_ATOL
+    assert metrics["loss"] == pytest.approx(expected.losses[0], rel=0.03, abs=near)
     assert metrics["grad_norm"] == pytest.approx(expected.grad_norms[0], rel=0.05)
     rows = expected.log_probs[:: found["dp_size"]]
     gaps = [
