@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 QUESTIONS = (
     "What is 7 + 5?",
@@ -27,20 +27,6 @@ QUESTIONS = (
     "Which is larger, 12 or 21?",
 )
 NEW_TOKENS = 24
-
-
-def to_hf_folder(gguf: Path, folder: Path) -> None:
-    """The numbers of a gguf file as transformers reads them, in bf16."""
-    loaded = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-    )
-    config = loaded.config.to_dict()
-    for key in ("quantization_config", "_name_or_path"):
-        config.pop(key, None)
-    plain = LlamaForCausalLM(LlamaConfig(**config)).to(torch.bfloat16)
-    plain.load_state_dict(loaded.state_dict())
-    plain.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
 
 
 def greedy(folder: Path) -> tuple[list[list[int]], list[int]]:
@@ -101,12 +87,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("gguf", type=Path)
     options = parser.parse_args()
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+    root = Path(__file__).resolve().parents[1]
+    sys.path[:0] = [str(root / "tests"), str(root / "examples" / "chain-sum")]
+    from get_model import to_hf_folder
+
     from slime.checkpoint.folders import hf_to_torch_dist, megatron_to_hf
     from slime.checkpoint.hf import HfFolder
 
-    root = Path(tempfile.mkdtemp())
-    origin, saved, back = root / "hf", root / "torch_dist", root / "back"
+    work = Path(tempfile.mkdtemp())
+    origin, saved, back = work / "hf", work / "torch_dist", work / "back"
     to_hf_folder(options.gguf, origin)
     times: dict[str, float] = {}
     start = time.monotonic()

@@ -4,8 +4,8 @@
     python examples/chain-sum/chain_sum.py FOLDER
 
 writes train.jsonl and held_out.jsonl. A pair of numbers belongs to one of them, in either order and with either sign:
-what is held out was never trained on, not even as its reverse. Held-out problems are distinct, so that fewer of them
-have one digit than in training.
+what is held out was never trained on, not even as its reverse. Problems are distinct on both sides: reasoning-gym draws
+one digit as often as two, of which there are a hundred times as many problems, so that most have two.
 """
 
 import argparse
@@ -58,20 +58,19 @@ def write_data(folder: Path, *, seed: int, num_train: int, num_held_out: int) ->
     Raises:
         ValueError: reasoning-gym's problems ended before there were enough.
     """
-    train: list[str] = []
+    train: dict[str, None] = {}
     held_out: dict[str, None] = {}
     for numbers, question, answer in problems(seed):
         row = {"prompt": [{"role": "user", "content": question}], "label": answer}
-        if not is_held_out(numbers):
-            train.append(json.dumps(row))
-        elif len(held_out) < num_held_out:
-            held_out[json.dumps(row)] = None
-        if len(train) >= num_train and len(held_out) == num_held_out:
+        side, size = (held_out, num_held_out) if is_held_out(numbers) else (train, num_train)
+        if len(side) < size:
+            side[json.dumps(row)] = None
+        if len(train) == num_train and len(held_out) == num_held_out:
             break
     else:
         raise ValueError(f"only {len(train)} problems to train on and {len(held_out)} held out")
     folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in (("train", train[:num_train]), ("held_out", held_out)):
+    for name, rows in (("train", train), ("held_out", held_out)):
         (folder / f"{name}.jsonl").write_text("".join(row + "\n" for row in rows))
 
 
@@ -80,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The data of one seed.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num-train", type=int, default=20_000)
+    parser.add_argument("--num-train", type=int, default=12_000)
     parser.add_argument("--num-held-out", type=int, default=512)
     options = vars(parser.parse_args())
     write_data(options.pop("folder"), **options)
