@@ -27,6 +27,7 @@ OTHER_PROGRAMS = {
     "--logdir",
     "--markdown",
     "--model-dir",
+    "--no-deps",  # of pip
     "--nodes",
     "--origin-hf-dir",
     "--output-dir",
