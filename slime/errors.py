@@ -43,6 +43,10 @@ class RewardError(SlimeError, RuntimeError):
     """A reward function raised, hung, or returned something that is no number."""
 
 
+class SandboxError(SlimeError, RuntimeError):
+    """The sandbox died, or takes no programs."""
+
+
 class WeightSyncError(SlimeError, RuntimeError):
     """An engine's weights differ from the trainer's, or a sync did not finish."""
 
