@@ -114,6 +114,12 @@ REWARDS = Table(
         "exact_match": "slime.rollout.rm_hub.exact_match:reward",
         "random": "slime.rollout.rm_hub.random_reward:reward",
         "remote_rm": "slime.rollout.rm_hub.remote:reward",
+        "gpqa": "slime.rollout.rm_hub.gpqa:reward",
+        "ifeval": "slime.rollout.rm_hub.ifeval:reward",
+        "ifbench": "slime.rollout.rm_hub.ifeval:reward",
+        "code": "slime.rollout.rm_hub.code:reward",
+        "judge": "slime.rollout.rm_hub.judge:reward",
+        "reasoning_gym": "slime.rollout.rm_hub.gym_reward:reward",
     },
 )
 

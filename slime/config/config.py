@@ -19,6 +19,7 @@ from slime.config.megatron import MegatronConfig
 from slime.config.observability import ObservabilityConfig
 from slime.config.reward import RewardConfig
 from slime.config.rollout import RolloutConfig
+from slime.config.sandbox import SandboxConfig
 from slime.config.train import TrainConfig
 from slime.config.weights import WeightsConfig
 
@@ -32,6 +33,7 @@ SECTIONS: tuple[type[Any], ...] = (
     AlgoConfig,
     WeightsConfig,
     RewardConfig,
+    SandboxConfig,
     ObservabilityConfig,
     DebugConfig,
     MegatronConfig,
@@ -57,6 +59,7 @@ class Config(
     AlgoConfig,
     WeightsConfig,
     RewardConfig,
+    SandboxConfig,
     ObservabilityConfig,
     DebugConfig,
     MegatronConfig,

@@ -16,6 +16,21 @@ class RewardConfig:
     rm_url: str | None = flag(None, "Address of remote_rm.")
     reward_timeout_s: float = flag(60.0, "Deadline of one reward, in seconds.", above=0)
     reward_workers: int = flag(1, "Processes that compute built-in rewards.", at_least=1)
+    judge_url: str | None = flag(
+        None, "Of judge: an endpoint as OpenAI's, the part before /chat/completions."
+    )
+    judge_model: str | None = flag(None, "Of judge: the name of its model.")
+    judge_prompt_path: str | None = flag(
+        None, "Of judge: a file with {prompt}, {response} and {label} instead of the usual words."
+    )
+    judge_max_score: float = flag(10.0, "Of judge: the score that is a reward of 1.", above=0)
+    judge_max_tokens: int = flag(1024, "Of judge: tokens it may write.", at_least=1)
+    judge_api_key_env: str = flag(
+        "JUDGE_API_KEY", "Of judge: the environment variable with its key, if it wants one."
+    )
+    reasoning_gym_min_score: float = flag(
+        0.1, "Of reasoning_gym: scores below are 0, as some tasks pay a little for any answer."
+    )
     group_rm: bool = flag(False, "The reward function gets a whole group.")
     custom_rm_path: str | None = flag(None, "Reward function: async fn(args, sample).")
     custom_reward_post_process_path: str | None = flag(

@@ -259,6 +259,16 @@ def _rewards(config: Config) -> Iterator[str]:
             yield f"--rm-type {name}: no such reward{hint}; known: {known}"
         if bare == "remote_rm" and config.rm_url is None:
             yield "--rm-type remote_rm needs --rm-url, the address it asks"
+        if bare == "judge" and (config.judge_url is None or config.judge_model is None):
+            yield "--rm-type judge needs --judge-url, the endpoint it asks, and --judge-model"
+
+
+def _sandbox(config: Config) -> Iterator[str]:
+    if config.sandbox_wall_s < config.sandbox_cpu_s:
+        yield (
+            f"--sandbox-wall-s {config.sandbox_wall_s:g} is less than --sandbox-cpu-s "
+            f"{config.sandbox_cpu_s}: a program could never use its processor seconds; give more"
+        )
 
 
 def _agents(config: Config) -> Iterator[str]:
@@ -406,6 +416,7 @@ RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     routing,
     _rewards,
     _agents,
+    _sandbox,
     _periods,
     _device,
     _precision,

@@ -63,6 +63,10 @@ PUBLIC: dict[str, dict[str, str | None]] = {
         "check_reward_nonzero_std_with_fallback": "args, samples",
     },
     "slime.rollout.rm_hub": {"async_rm": "args, sample", "batched_async_rm": "args, samples"},
+    "slime.rollout.rm_hub.math_dapo_utils": {
+        "compute_score": "solution_str, ground_truth, strict_box_verify=False"
+    },
+    "slime.sandbox.shared": {"run_python": "args, code, *, stdin=''"},
     "slime.rollout.sft_rollout": {
         "generate_rollout": "args, rollout_id, data_source, evaluation=False",
     },

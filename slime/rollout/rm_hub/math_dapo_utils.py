@@ -6,10 +6,11 @@ from typing import Any
 from slime.data.sample import Sample
 from slime.rollout.rm_hub.answers import answer_part, last_boxed
 from slime.rollout.rm_hub.base import label_of
-from slime.rollout.rm_hub.math_utils import is_correct
+from slime.rollout.rm_hub.math_utils import is_correct, is_correct_now
 
 INVALID = "[INVALID]"
 _TAIL_CHARACTERS = 300
+_BOX_TAIL_CHARACTERS = 100
 _ANSWER = re.compile(r"answer\s*:\s*([^\n]+)", re.IGNORECASE)
 
 
@@ -21,8 +22,26 @@ async def reward(args: Any, sample: Sample) -> dict[str, Any]:
     Source: Yu et al. 2025 (DAPO), arXiv:2503.14476, §2.4 (rule-based reward of +1 and -1).
     """
     answer = extract(sample.response)
-    right = await is_correct(args, answer, label_of(args, sample))
-    return {"score": 1.0 if right else -1.0, "acc": right, "pred": answer or INVALID}
+    return _scores(answer, await is_correct(args, answer, label_of(args, sample)))
+
+
+def compute_score(
+    solution_str: str, ground_truth: str, strict_box_verify: bool = False
+) -> dict[str, Any]:
+    r"""As `reward`, for functions of users: plain text in, and it may block (5 seconds at most).
+
+    Args:
+        strict_box_verify: the answer is the last \boxed{} in the last 100 characters, not "Answer: ...".
+    """
+    if strict_box_verify:
+        answer = last_boxed(answer_part(solution_str)[-_BOX_TAIL_CHARACTERS:]) or None
+    else:
+        answer = extract(solution_str)
+    return _scores(answer, is_correct_now(answer, ground_truth))
+
+
+def _scores(answer: str | None, is_right: bool) -> dict[str, Any]:
+    return {"score": 1.0 if is_right else -1.0, "acc": is_right, "pred": answer or INVALID}
 
 
 def extract(response: str) -> str | None:

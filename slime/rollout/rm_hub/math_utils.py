@@ -6,20 +6,18 @@ own: it is not made for threads, and what a model writes (9^9^9) can hang it.
 Source: math-verify, https://github.com/huggingface/Math-Verify (Apache-2.0).
 """
 
-import atexit
 import logging
 import re
-import sys
-import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 from slime.data.sample import Sample
 from slime.errors import DeadlineExceeded, RewardError
 from slime.rollout.rm_hub.answers import final_answer, last_boxed
 from slime.rollout.rm_hub.base import label_of
-from slime.rollout.rm_hub.worker_pool import WorkerPool
+from slime.rollout.rm_hub.worker_pool import WorkerPool, script_pool
 
 logger = logging.getLogger(__name__)
 
@@ -55,15 +53,40 @@ async def is_correct(args: Any, answer: str | None, label: Any) -> bool:
     if quick is not None:
         return quick
     deadline_s = min(args.reward_timeout_s, MAX_DEADLINE_S)
-    request = {"answer": answer, "label": reference, "limit_s": deadline_s}
+    with _counted_as_wrong(answer, label):
+        asked = _pool(args.reward_workers).ask(_request(answer, reference), deadline_s=deadline_s)
+        return bool((await asked).get("equal"))
+    return False
+
+
+def is_correct_now(answer: str | None, label: Any) -> bool:
+    """As `is_correct`, without an event loop: it blocks, up to 5 seconds for a formula."""
+    reference = reference_answer(label)
+    if answer is None:
+        return False
+    quick = quick_equal(answer, reference)
+    if quick is not None:
+        return quick
+    with _counted_as_wrong(answer, label):
+        result = _pool(1).ask_now(_request(answer, reference), deadline_s=MAX_DEADLINE_S)
+        return bool(result.get("equal"))
+    return False
+
+
+def _request(answer: str, reference: str) -> dict[str, Any]:
+    return {"answer": answer, "label": reference, "limit_s": MAX_DEADLINE_S}
+
+
+def _pool(num_workers: int) -> WorkerPool:
+    return script_pool("math_worker.py", num_workers)
+
+
+@contextmanager
+def _counted_as_wrong(answer: str, label: Any) -> Generator[None]:
     try:
-        result = await _pool(args.reward_workers).ask(request, deadline_s=deadline_s)
+        yield
     except (DeadlineExceeded, RewardError) as error:
         logger.warning("counted as wrong: %.80r for the label %.80r (%s)", answer, label, error)
-        return False
-    if "error" in result:
-        logger.debug("math-verify: %s on %.80r", result["error"], answer)
-    return bool(result.get("equal"))
 
 
 def reference_answer(label: Any) -> str:
@@ -107,25 +130,3 @@ def as_fraction(text: str) -> Fraction | None:
     if denominator and not int(denominator):
         return None
     return Fraction(numerator) / int(denominator or 1)
-
-
-_lock = threading.Lock()
-_started: list[WorkerPool] = []
-
-
-def _pool(num_workers: int) -> WorkerPool:
-    """The pool of this process; made on first use, closed at exit."""
-    with _lock:
-        if not _started:
-            worker = Path(__file__).with_name("math_worker.py")
-            # -P: this folder must not come onto the worker's import path.
-            _started.append(WorkerPool([sys.executable, "-P", str(worker)], max(num_workers, 1)))
-            atexit.register(close)
-        return _started[0]
-
-
-def close() -> None:
-    """End the worker processes; the next comparison starts new ones."""
-    with _lock:
-        while _started:
-            _started.pop().close()

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -36,7 +37,7 @@ async def reward(args: Any, sample: Sample) -> Any:
     failures: list[str] = []
     try:
         async with asyncio.timeout(args.reward_timeout_s):
-            response = await _post(args.rm_url, payload, failures)
+            response = await post(args.rm_url, payload, failures)
     except TimeoutError as error:
         raise DeadlineExceeded(
             f"{args.rm_url} gave no reward within {args.reward_timeout_s:g} s; "
@@ -48,11 +49,21 @@ async def reward(args: Any, sample: Sample) -> Any:
         raise RewardError(f"{args.rm_url} answered no JSON: {response.text[:200]!r}") from error
 
 
-async def _post(url: str, payload: dict[str, Any], failures: list[str]) -> httpx.Response:
-    """The first good answer; what went wrong before is added to `failures`."""
+async def post(
+    url: str,
+    payload: dict[str, Any],
+    failures: list[str],
+    *,
+    headers: Mapping[str, str] | None = None,
+) -> httpx.Response:
+    """The first good answer; what went wrong before is added to `failures`.
+
+    Raises:
+        RewardError: a final refusal, or the last of 10 attempts failed.
+    """
     for attempt in range(MAX_ATTEMPTS):
         try:
-            response = await _client().post(url, json=payload)
+            response = await _client().post(url, json=payload, headers=headers)
             if response.is_success:
                 return response
             failures.append(f"HTTP {response.status_code}: {response.text[:200]}")

@@ -1,17 +1,21 @@
 """WorkerPool: processes that answer JSON lines, and are killed when an answer takes too long."""
 
 import asyncio
+import atexit
 import contextlib
+import functools
 import json
 import logging
 import os
 import queue
 import select
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, cast
 
 from slime.errors import DeadlineExceeded, RewardError
@@ -111,9 +115,11 @@ class WorkerPool:
             RewardError: the process died.
         """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._ask, request, deadline_s)
+        call = functools.partial(self.ask_now, request, deadline_s=deadline_s)
+        return await loop.run_in_executor(self._threads, call)
 
-    def _ask(self, request: Mapping[str, Any], deadline_s: float) -> dict[str, Any]:
+    def ask_now(self, request: Mapping[str, Any], *, deadline_s: float) -> dict[str, Any]:
+        """As `ask`, blocking this thread."""
         worker = self._idle.get()
         try:
             if self._closed.is_set():
@@ -132,3 +138,26 @@ class WorkerPool:
         self._threads.shutdown(wait=True, cancel_futures=True)
         for worker in self._workers:
             worker.kill()
+
+
+_lock = threading.Lock()
+_started: dict[str, WorkerPool] = {}
+
+
+def script_pool(script: str, num_workers: int) -> WorkerPool:
+    """This process's pool of a script in this folder; made on first use, closed at exit."""
+    with _lock:
+        if not _started:
+            atexit.register(close_pools)
+        if script not in _started:
+            # -P: this folder must not come onto the worker's import path.
+            command = [sys.executable, "-P", str(Path(__file__).with_name(script))]
+            _started[script] = WorkerPool(command, max(num_workers, 1))
+        return _started[script]
+
+
+def close_pools() -> None:
+    """End all worker processes; the next request starts new ones."""
+    with _lock:
+        while _started:
+            _started.popitem()[1].close()

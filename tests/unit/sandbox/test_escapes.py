@@ -1,5 +1,6 @@
 """Programs that try to get out, to stay, or to use up the machine; each must fail, and harm no other."""
 
+import asyncio
 import json
 import os
 import signal
@@ -213,8 +214,6 @@ async def test_nothing_of_the_run_is_in_the_environment_or_the_memory(
 
 
 async def test_programs_cannot_see_or_stop_each_other(sandbox: Sandbox) -> None:
-    import asyncio
-
     victim = asyncio.ensure_future(sandbox.run("import time\ntime.sleep(1)\nprint('alive')"))
     await asyncio.sleep(0.3)
     attack = """
@@ -286,11 +285,10 @@ async def test_nothing_stays_behind(sandbox: Sandbox) -> None:
         "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
     )
     assert sandbox._process is not None
-    children = Path(f"/proc/{sandbox._process.pid}/task/{sandbox._process.pid}/children")
-    assert children.read_text() == ""
+    assert _children(sandbox._process.pid) == ""
 
 
-async def test_programs_end_with_the_template_and_the_template_with_its_owner() -> None:
+def test_programs_end_with_the_template_and_the_template_with_its_owner() -> None:
     code = (
         "import asyncio, os\n"
         "from slime.sandbox.sandbox import Sandbox\n"
@@ -307,7 +305,11 @@ async def test_programs_end_with_the_template_and_the_template_with_its_owner() 
     deadline = time.monotonic() + 10
     while Path(f"/proc/{template}").exists() and _state(template) != "Z":
         assert time.monotonic() < deadline
-        time.sleep(0.05)  # noqa: ASYNC251
+        time.sleep(0.05)
+
+
+def _children(pid: int) -> str:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text()
 
 
 def _state(pid: int) -> str:

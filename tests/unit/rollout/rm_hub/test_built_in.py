@@ -100,3 +100,25 @@ async def test_a_missing_label_is_told_apart_from_a_missing_flag() -> None:
         await exact_match.reward(ARGS, Sample(index=3))
     with pytest.raises(ConfigError, match="--label-key"):
         await f1.reward(SimpleNamespace(label_key=None), Sample(index=3))
+
+
+@pytest.mark.parametrize(
+    ("text", "truth", "strict", "score", "pred"),
+    [
+        ("so\nAnswer: 34", "34", False, 1.0, "34"),
+        (r"Answer: \boxed{\frac{1}{2}}", "0.5", False, 1.0, r"\frac{1}{2}"),
+        ("Answer: 34 Answer: 35", "34", False, -1.0, "34 Answer: 35"),
+        ("Answer: 34" + " " * 400 + "x", "34", False, -1.0, "[INVALID]"),
+        ("<think>Answer: 34", "34", False, -1.0, "[INVALID]"),
+        (r"it is \boxed{34}", "34", True, 1.0, "34"),
+        (r"it is \boxed{34}" + "." * 100, "34", True, -1.0, "[INVALID]"),
+        ("Answer: 34", "34", True, -1.0, "[INVALID]"),
+        (r"\boxed{(x+1)^2}", "x^2+2x+1", True, 1.0, "(x+1)^2"),
+        (r"\boxed{9^{9^{9^{9}}}}", "x", True, -1.0, "9^{9^{9^{9}}}"),
+    ],
+)
+def test_the_door_for_functions_of_users(
+    text: str, truth: str, strict: bool, score: float, pred: str
+) -> None:
+    told = math_dapo_utils.compute_score(text, truth, strict_box_verify=strict)
+    assert told == {"score": score, "acc": score > 0, "pred": pred}

@@ -9,6 +9,7 @@ import pytest
 from slime.data.sample import Sample
 from slime.rollout.rm_hub import math_utils
 from slime.rollout.rm_hub.math_utils import is_correct, quick_equal, reference_answer, reward
+from slime.rollout.rm_hub.worker_pool import close_pools
 
 ARGS = SimpleNamespace(reward_workers=1, reward_timeout_s=60.0, label_key="label")
 
@@ -16,7 +17,7 @@ ARGS = SimpleNamespace(reward_workers=1, reward_timeout_s=60.0, label_key="label
 @pytest.fixture(scope="module", autouse=True)
 def workers() -> Iterator[None]:
     yield
-    math_utils.close()
+    close_pools()
 
 
 @pytest.mark.parametrize(
