@@ -119,6 +119,20 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 # --- what the recipes ask for ---
 
 
+def test_the_recipe_with_a_tool_passes_the_check(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = ROOT / "examples" / "retool"
+    monkeypatch.syspath_prepend(str(example))  # as the script does for its own process
+    script = os.path.relpath(example / "run-qwen3-4B.sh", SCRIPTS)
+    words = world.words(script, MODEL_DIR=str(world.folder / "run-qwen3-4B.sh"))
+    assert words[:4] == ["--nodes", "1", "--gpus-per-node", "8"]
+    found = check_argv(split_args(words))
+    assert found.problems == ()
+    expected = ("on this machine", "--custom-config-path")  # the tool's settings are no flags
+    assert all(expected[0] in note or expected[1] in note for note in found.notes), found.notes
+
+
 def test_every_recipe_is_listed_here() -> None:
     assert sorted(path.name for path in SCRIPTS.glob("run-*.sh")) == sorted(RECIPES)
 
