@@ -11,6 +11,7 @@ import pytest
 import yaml
 from support.live_rollout import LiveRollout, live_rollout, write_prompts
 from support.scripted_model import save_scripted_model
+from transformers import AutoTokenizer
 
 from slime.data.sample import Sample
 
@@ -56,6 +57,7 @@ def test_programs_run_and_what_they_say_comes_back_untrained(
         "--n-samples-per-prompt 8 --global-batch-size 16 --max-tokens-per-gpu 4096",
     )
     samples: list[Sample] = run.generate().samples
+    tokenizer = AutoTokenizer.from_pretrained(scripted.model)
     seen: set[str] = set()
     for sample in samples:
         turns = sample.response.split("<|im_start|>assistant\n")
@@ -63,19 +65,16 @@ def test_programs_run_and_what_they_say_comes_back_untrained(
         seen.update(programs)
         outputs = re.findall(r"<\|im_start\|>tool\n(.*?)<\|im_end\|>", sample.response, re.DOTALL)
         assert outputs == [TOLD[program] for program in programs[: len(outputs)]]
-        mask = sample.loss_mask or []  # none where no tool spoke
-        assert mask.count(0) == sum(map(len, _between(sample.response)))
+        ids = sample.tokens[sample.prompt_length :]
+        mask = sample.loss_mask or [1] * len(ids)  # none where no tool spoke
+        untrained = [token for token, trains in zip(ids, mask, strict=True) if not trains]
+        said = r"<\|im_end\|>(\n<\|im_start\|>tool\n.*?assistant\n)"
+        expected = "".join(re.findall(said, sample.response, re.DOTALL))
+        assert tokenizer.decode(untrained) == expected
         ended = sample.status is Sample.Status.COMPLETED
         assert sample.reward == float(ended and turns[-1] == "42<|im_end|>")
     assert seen == set(TOLD)
     assert {sample.reward for sample in samples} == {0.0, 1.0}
-
-
-def _between(response: str) -> list[list[str]]:
-    """Tokens of what was told: the tiny tokenizer has one for each character, and for each mark."""
-    told = re.findall(r"<\|im_end\|>(\n<\|im_start\|>tool\n.*?assistant\n)", response, re.DOTALL)
-    marks = r"<\|im_start\|>|<\|im_end\|>|[\s\S]"
-    return [re.findall(marks, text) for text in told]
 
 
 def test_the_system_prompt_goes_before_the_question() -> None:
