@@ -43,12 +43,15 @@ class Limits:
     uid: int | None
 
 
-def lock_down(limits: Limits, *, template: int, template_bytes: int) -> None:
+def lock_down(limits: Limits, *, template: int, template_bytes: int) -> bool:
     """Take all rights from this process, which has one thread, but to compute and to write its output.
 
     Args:
         template: pid of the parent; this process ends with it.
         template_bytes: its address space.
+
+    Returns:
+        Whether Landlock is in force too.
 
     Raises:
         OSError: a necessary layer cannot be had.
@@ -62,8 +65,9 @@ def lock_down(limits: Limits, *, template: int, template_bytes: int) -> None:
         os._exit(1)  # it died before the line above
     _prctl(_PR_SET_DUMPABLE, 0)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    close_paths()
+    has_landlock = close_paths()
     seccomp.install(seccomp.build_filter(os.getpid()))
+    return has_landlock
 
 
 def close_paths() -> bool:
@@ -81,11 +85,6 @@ def close_paths() -> bool:
     done = _libc.syscall(_RESTRICT_SELF, ruleset, 0) == 0
     os.close(ruleset)
     return done
-
-
-def has_landlock() -> bool:
-    """Whether `close_paths` does something here."""
-    return _libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), 1) >= 1
 
 
 def leave_network(*, may_lose_users: bool) -> list[str]:

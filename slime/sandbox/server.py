@@ -74,11 +74,7 @@ class Template:
         gc.collect()
         gc.freeze()
         self._bytes = _address_space()
-        probed = self._probe()
-        if probed:
-            self._refuse(probed)
-        if lockdown.has_landlock():
-            layers.append("landlock")
+        layers += self._probe()
         self._tell({"op": "ready", "layers": layers, "missing": missing})
 
     def run(self) -> None:
@@ -165,24 +161,23 @@ class Template:
         soonest = min(item.deadline for item in self._running.values())
         return max(soonest - time.monotonic(), 0.0)
 
-    def _probe(self) -> str | None:
-        """What a locked process could still do, or why it could not be locked; None if all is well."""
+    def _probe(self) -> list[str]:
+        """Further layers that a process had when it was locked; it must then be able to do nothing."""
         out, into = os.pipe()
         pid = os.fork()
         if pid == 0:
             uid = self._users[-1] if self._users else None
             limits = lockdown.Limits(5, 1 << 28, 1 << 20, uid)
-            os.write(
-                into, (_try_to_escape(limits, os.getppid(), self._bytes) or "").encode()[:1000]
-            )
+            found = _try_to_escape(limits, os.getppid(), self._bytes)
+            os.write(into, json.dumps(found)[:1000].encode())
             os._exit(0)
         os.close(into)
         with os.fdopen(out, "rb") as answer:
             text = answer.read().decode(errors="replace")
         _, status = os.waitpid(pid, 0)
-        if status != 0:
-            return text or f"the process that tried the lock ended with status {status}"
-        return text or None
+        if status != 0 or not text.startswith("["):
+            self._refuse(text or f"the process that tried the lock ended with status {status}")
+        return json.loads(text)
 
     def _refuse(self, why: str) -> None:
         self._tell({"op": "refused", "why": why})
@@ -221,9 +216,10 @@ def _be_program(
         os._exit(status)
 
 
-def _try_to_escape(limits: lockdown.Limits, template: int, template_bytes: int) -> str | None:
+def _try_to_escape(limits: lockdown.Limits, template: int, template_bytes: int) -> list[str] | str:
+    """The further layers of this process, now locked; or in words what it could still do."""
     try:
-        lockdown.lock_down(limits, template=template, template_bytes=template_bytes)
+        landlock = lockdown.lock_down(limits, template=template, template_bytes=template_bytes)
     except OSError as error:
         return str(error)
     attempts = {
@@ -243,7 +239,7 @@ def _try_to_escape(limits: lockdown.Limits, template: int, template_bytes: int) 
         except ValueError:  # setrlimit above the hard limit
             continue
         return f"a locked process could still {name}"
-    return None
+    return ["landlock"] if landlock else []
 
 
 def _address_space() -> int:
