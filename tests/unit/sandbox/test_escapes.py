@@ -242,7 +242,7 @@ HUNGRY = {
         "while True: pass",
         Outcome.TIMEOUT,
     ),
-    "memory": ("data = []\nwhile True: data.append(bytearray(1 << 20))", Outcome.MEMORY),
+    "memory": ("data = []\nwhile True: data.append(bytearray(1 << 26))", Outcome.MEMORY),
     "memory at once": ("bytearray(1 << 40)", Outcome.MEMORY),
     "memory shared": (
         "import mmap\npages = []\nwhile True: pages.append(mmap.mmap(-1, 1 << 24))",
