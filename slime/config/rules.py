@@ -1,5 +1,6 @@
 """The rules a resolved configuration keeps; each says what is wrong and what to change."""
 
+import ipaddress
 import logging
 import re
 from collections.abc import Callable, Iterator
@@ -271,6 +272,13 @@ def _sandbox(config: Config) -> Iterator[str]:
         )
 
 
+def _is_every_address(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
 def _agents(config: Config) -> Iterator[str]:
     generates = config.custom_generate_function_path
     agent = config.agent_function_path
@@ -281,7 +289,7 @@ def _agents(config: Config) -> Iterator[str]:
             f"--agent-function-path goes with {AGENT_GENERATE}, and --custom-generate-function-path "
             f"is {generates}; give one of them, or open a slime.agent.agent_session in your function"
         )
-    if config.agent_host in ("0.0.0.0", "::", ""):
+    if not config.agent_host or _is_every_address(config.agent_host):
         yield (
             f"--agent-host {config.agent_host!r} is no address that an agent can go to; give the one "
             "at which agents reach this node"

@@ -33,7 +33,7 @@ def sandbox() -> Iterator[Sandbox]:
 REFUSED = {
     "read a file": "open('/etc/passwd').read()",
     "read through the current folder": "open('etc/passwd').read()",
-    "read through /proc/self/root": "open('/proc/self/root/etc/passwd').read()",
+    "read through /proc/self/root": "open('/'.join(['/proc/self', 'root', 'etc', 'passwd'])).read()",
     "list a folder": "os.listdir('/')",
     "ask whether a file is there": "os.stat('/etc/passwd')",
     "read the environment of the parent": "open(f'/proc/{os.getppid()}/environ').read()",
