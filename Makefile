@@ -12,7 +12,7 @@ VENV := .venv
 PYTHON_BIN := $(VENV)/bin/python
 # Two workers: most of a test file's time is imports and waiting for processes.
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
-ON_CPU := not gpu1 and not gpu2 and not gpu4 and not cluster and not trust and not sglang
+ON_CPU := not gpu1 and not gpu2 and not gpu4 and not runs and not cluster and not trust and not sglang
 ON_GPU := gpu1 or gpu2 or gpu4 or trainer or sglang
 # Where `make test-trust` writes its figures.
 TRUST_OUT ?= $(CURDIR)/runs/trust
@@ -45,6 +45,10 @@ quickstart: setup ## learn the middle-letter task: SFT, then GRPO, on two CPU co
 .PHONY: test
 test: setup ## all tests that need no GPU
 	CUDA_VISIBLE_DEVICES= $(PYTHON_BIN) -m pytest -m "$(ON_CPU)" $(PYTEST_ARGS)
+
+.PHONY: test-runs
+test-runs: setup ## whole runs of examples, plugins, disks and engines of others, on a CPU
+	CUDA_VISIBLE_DEVICES= $(PYTHON_BIN) -m pytest -m runs $(PYTEST_ARGS) tests/integration
 
 .PHONY: test-sglang
 test-sglang: setup-sglang-cpu ## the engine protocol and train.py on the stock SGLang server, on a CPU

@@ -12,6 +12,8 @@ from support.train_runs import QUICKSTART, ROOT, Run
 
 from slime.cli.main import main
 
+pytestmark = pytest.mark.runs
+
 EXAMPLE = ROOT / "examples" / "agent"
 
 

@@ -19,6 +19,8 @@ from support.train_runs import Run, Work
 from slime.engines.servers import ServerProcess
 from slime.observability.trackers import read_metrics
 
+pytestmark = pytest.mark.runs
+
 TIMEOUT_S = 120.0
 GRPO = (
     "--hf-checkpoint {work}/model --prompt-data {work}/data/train.jsonl --input-key prompt "

@@ -4,9 +4,12 @@ import json
 from collections import Counter
 from collections.abc import Callable
 
+import pytest
 from support.train_runs import ROOT, Run
 
 from slime.cli.main import main
+
+pytestmark = pytest.mark.runs
 
 EXAMPLE = ROOT / "examples" / "multi-agent"
 

@@ -18,6 +18,8 @@ from support.train_runs import ROOT, Run, phases_of
 
 from slime.observability.trackers import read_metrics
 
+pytestmark = pytest.mark.runs
+
 GRPO = (
     "--hf-checkpoint {work}/model --rollout-num-gpus 1 --prompt-data {work}/data/train.jsonl --input-key prompt "
     "--label-key label --apply-chat-template --rollout-batch-size 4 --n-samples-per-prompt 4 --global-batch-size 16 "

@@ -15,6 +15,8 @@ from transformers import AutoTokenizer
 
 from slime.data.sample import Sample
 
+pytestmark = pytest.mark.runs
+
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "retool"
 sys.path.insert(0, str(EXAMPLE))

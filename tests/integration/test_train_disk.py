@@ -6,6 +6,8 @@ from collections.abc import Callable
 import pytest
 from support.train_runs import ROOT, Run, Work
 
+pytestmark = pytest.mark.runs
+
 GRPO = (
     "--hf-checkpoint {work}/model --rollout-num-gpus 2 --prompt-data {work}/data/train.jsonl --input-key prompt "
     "--label-key label --apply-chat-template --rollout-shuffle --rm-type random --num-rollout 2 "

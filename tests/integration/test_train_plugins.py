@@ -11,6 +11,8 @@ from support.train_runs import ROOT, Run
 
 from slime.cli.main import main
 
+pytestmark = pytest.mark.runs
+
 PLUGINS = "support.user_plugins"
 # The sums of the data source are 1, 3, 5, ...
 ANSWERS = [f"<answer>{number}</answer>" for number in (1, 3, 5, 7)]
