@@ -1,6 +1,7 @@
 import asyncio
 import socket
 
+import orjson
 import pytest
 from support.fake_engine import Reply, fake_engine
 
@@ -178,3 +179,28 @@ async def test_one_client_serves_several_event_loops():
     await ask()
     await asyncio.to_thread(lambda: asyncio.run(ask()))
     await ask()
+
+
+async def test_many_large_answers_are_read_one_in_each_turn_of_the_loop():
+    large, turns = "x" * client_module.LARGE_BYTES, 0
+    read: list[int] = []
+    body = orjson.dumps({"meta_info": {}, "text": large})
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def ask(client: EngineClient) -> None:
+        answer = await client.generate(PAYLOAD)
+        assert isinstance(answer, dict)
+        assert answer["text"] == large
+        read.append(turns)
+
+    async with fake_engine(lambda payload, number: Reply(body=body)) as engine:
+        client = EngineClient(engine.url, max_connections=40, timeout_s=10)
+        counting = asyncio.create_task(count_turns())
+        await asyncio.gather(*(ask(client) for _ in range(40)))
+        counting.cancel()
+    assert len(set(read)) == 40
