@@ -8,7 +8,10 @@ from slime.config.resolve import check_overlapping
 
 
 def train(config: Config) -> None:
-    """The one-step-off loop; weights change during a round with --update-weights-in-flight only."""
+    """The one-step-off loop; weights change during a round with --update-weights-in-flight only.
+
+    With --fully-async a round is not generated from start to end but handed out of a stream of groups.
+    """
     from slime.orchestration.session import open_session  # Ray: not needed for --help and refusals
 
     check_overlapping(config)

@@ -61,7 +61,7 @@ def external_urls(config: Config) -> tuple[str, ...]:
 def pausing(config: Config) -> Iterator[str]:
     """What is wrong with how weights reach engines that are at work."""
     mode = config.update_weight_pause_mode
-    if config.update_weights_in_flight and config.colocate:
+    if config.update_weights_in_flight and config.colocate and not config.fully_async:
         yield (
             "--update-weights-in-flight: with --colocate nothing is generated while weights change; "
             "leave it out, or give both sides devices of their own and run train_async.py"

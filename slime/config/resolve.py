@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from slime.config.agent import AGENT_GENERATE
+from slime.config.async_rules import DEFAULT_ROLLOUT, FULLY_ASYNC_ROLLOUT
 from slime.config.checkpoints import (
     HALF_WRITTEN,
     TRACKER_FILE,
@@ -73,6 +74,10 @@ def check_alternating(config: Config) -> None:
     Raises:
         ConfigError: weights are to change in the middle of a round.
     """
+    if config.fully_async:
+        raise ConfigError(
+            "--fully-async: train.py generates a round, then trains on it; run train_async.py"
+        )
     if config.update_weights_in_flight:
         raise ConfigError(
             "--update-weights-in-flight: train.py changes weights between rounds; leave it out or "
@@ -163,10 +168,16 @@ def _algorithm(config: Config) -> dict[str, Any]:
 
 def _rollout(config: Config) -> dict[str, Any]:
     changes: dict[str, Any] = {}
+    function = config.rollout_function_path
+    if config.fully_async and function == DEFAULT_ROLLOUT:
+        function = FULLY_ASYNC_ROLLOUT
+    if function == FULLY_ASYNC_ROLLOUT:
+        changes |= {"fully_async": True, "rollout_function_path": function}
+        changes["update_weights_in_flight"] = True
     if config.rollout_max_prompt_len is None and config.rollout_max_context_len is not None:
         changes["rollout_max_prompt_len"] = config.rollout_max_context_len - 1
     if config.eval_function_path is None:
-        changes["eval_function_path"] = config.rollout_function_path
+        changes["eval_function_path"] = function
     if config.eval_reward_key is None:
         changes["eval_reward_key"] = config.reward_key
     return changes

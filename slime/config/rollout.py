@@ -65,6 +65,17 @@ class RolloutConfig:
     partial_rollout: bool = flag(
         False, "Keep the unfinished samples of a round and resume them in a later one."
     )
+    fully_async: bool = flag(
+        False,
+        "train_async.py: generate all the time. A round is trained as soon as enough groups are whole, "
+        "the others go on through it, and weights change under them (--update-weights-in-flight).",
+    )
+    max_weight_staleness: int = flag(
+        2,
+        "--fully-async: most rounds trained between the weights that wrote a sample's first token and "
+        "the update that trains it; groups are begun, and waited for, so that it holds.",
+        at_least=0,
+    )
     regenerate_on_resume: bool = flag(
         False,
         "Generate rounds after the checkpoint again, though the run folder has them recorded.",

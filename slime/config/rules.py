@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from slime.config.agent import AGENT_GENERATE
+from slime.config.async_rules import fully_async
 from slime.config.checkpoints import has_megatron_checkpoint, is_hf_folder
 from slime.config.config import Config, slime_options
 from slime.config.engine_rules import engine_sizes, external_engines, pausing, routing
@@ -29,6 +30,7 @@ MAX_PORT = 65535
 _NEEDS = {
     "max_tokens_per_gpu": "use_dynamic_batch_size",
     "balance_by_flops": "use_dynamic_batch_size",
+    "max_weight_staleness": "fully_async",
     "mask_offpolicy_in_partial_rollout": "partial_rollout",
     "tis_clip": "use_tis",
     "tis_clip_low": "use_tis",
@@ -421,6 +423,7 @@ RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     engine_sizes,
     external_engines,
     pausing,
+    fully_async,
     routing,
     _rewards,
     _agents,

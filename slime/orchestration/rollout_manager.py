@@ -34,7 +34,7 @@ from slime.orchestration.rounds import (
     rollout_fingerprint,
 )
 from slime.plugins import load_function
-from slime.rollout import loop
+from slime.rollout import fully_async_rollout, loop
 from slime.rollout.base_types import RolloutFnEvalOutput, RolloutFnTrainOutput, call_rollout_fn
 from slime.rollout.metrics import eval_metrics, rollout_metrics
 from slime.rollout.state import progress
@@ -165,15 +165,23 @@ class RolloutManager:
         self._eval_fn = load_function(
             self._config.eval_function_path or self._config.rollout_function_path
         )
+        self._handed_out = time.perf_counter()
         self._rounds = RoundStore(self._run_dir / "rounds", rollout_fingerprint(self._config))
         per_epoch = self._rollouts_per_epoch()
-        return RolloutInfo(
-            tuple(self._fleet.urls) if self._fleet else (), self._num_rollout(per_epoch), per_epoch
-        )
+        num_rollout = self._num_rollout(per_epoch)
+        if self._config.fully_async:
+            fully_async_rollout.begin(self._args, num_rollout)
+        return RolloutInfo(tuple(self._fleet.urls) if self._fleet else (), num_rollout, per_epoch)
 
     def load(self, rollout_id: int) -> None:
         """Continue the data source after round `rollout_id` of an earlier run."""
         self._data_source.load(rollout_id)
+        if self._fleet is not None:
+            fully_async_rollout.restore(self._args, self._data_source, rollout_id)
+
+    def note_weights(self, trained_rounds: int) -> None:
+        """The engines have the weights after so many rounds; for --fully-async, which begins groups by it."""
+        fully_async_rollout.note_weights(self._args, trained_rounds)
 
     def generate(self, rollout_id: int, save: bool, weights: str | None) -> RolloutResult:
         """Run one round, or take up a recorded one, and cut it into batches.
@@ -195,6 +203,9 @@ class RolloutManager:
     ) -> tuple[tuple["ray.ObjectRef[RolloutBatch]", ...], dict[str, float], dict[str, Any]]:
         """Batches, metrics and entry of a `RolloutResult`."""
         start = time.perf_counter()
+        if save and self._config.fully_async:
+            # The state has to be of one moment, and generation goes on when the round is there.
+            fully_async_rollout.expect_save(self._args)
         with timer("rollout", rollout_id):
             made = self._recorded(rollout_id, weights) or self._run_rollout(rollout_id, weights)
         samples = flatten_samples(made.groups)
@@ -203,7 +214,9 @@ class RolloutManager:
                 f"rollout {rollout_id} returned no sample; look at the filters and the rollout function"
             )
         seconds = time.perf_counter() - start
-        if save:
+        if self._config.fully_async:  # it was in the making since the round before was there
+            seconds, self._handed_out = time.perf_counter() - self._handed_out, time.perf_counter()
+        if save and not self._config.fully_async:
             with phase(Phase.SAVE):
                 self._data_source.save(rollout_id)
         with timer("rollout_data", rollout_id):
@@ -333,11 +346,14 @@ class RolloutManager:
             dump = load_rollout(config.load_debug_rollout_data, rollout_id, subsample=part)
             return Round([Sample.from_dict(sample) for sample in dump.samples], {}, None, None)
         first = self._next_group()
-        with phase(Phase.GENERATE):
+        # Who generates all the time says himself when an answer is being written; the rest is waiting.
+        with phase(Phase.IDLE if config.fully_async else Phase.GENERATE):
             output = self._call(self._rollout_fn, rollout_id, evaluation=False)
         assert isinstance(output, RolloutFnTrainOutput)
         last = self._next_group()
         taken = None if first is None or last is None else (first, last)
+        if output.fates is not None and output.fates.taken is not None:
+            taken = output.fates.taken
         made = Round(output.samples, dict(output.metrics or {}), output.fates, taken)
         if weights is not None and hasattr(self._data_source, "state_dict"):
             self._keep_for_record(rollout_id, made, weights)

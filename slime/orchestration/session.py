@@ -64,6 +64,7 @@ class Session:
         self._generating: tuple[int, ray.ObjectRef[RolloutResult]] | None = None
         self._last_saved: int | None = None
         self._weights: str | None = None
+        self._trained_rounds = 0
         self._trains = not config.debug_rollout_only
         self._rolls = not config.debug_train_only
         self._rollouts_per_epoch: int | None = None
@@ -116,6 +117,7 @@ class Session:
             self.first_rollout = self._group.start(self.config)
         elif self.config.start_rollout_id is not None:
             self.first_rollout = self.config.start_rollout_id
+        self._trained_rounds = self.first_rollout
         self._ledger = begin_attempt(self._folder, self.config, self.first_rollout)
         self._records.begin(self.first_rollout, info.num_rollout)
         if self.first_rollout > 0:
@@ -169,6 +171,7 @@ class Session:
             explain(waited, report.segments)
             self._records.train(rollout_id, report.steps, report.means)
             self._consumed = report.consumed
+            self._trained_rounds = rollout_id + 1
             if self._recovery is not None:
                 self._recovery.trained()
 
@@ -210,6 +213,9 @@ class Session:
             turn = self._turns.sync() if self._turns is not None else nullcontext()
             with span("wait_update_weights"), phase(Phase.SYNC), turn:
                 metrics, self._weights = self._recovery.update_weights()
+            if self.config.fully_async:
+                noted = self._manager.note_weights.remote(self._trained_rounds)
+                self._wait(noted, "note the new weights", self.config.weight_sync_timeout_s)
             self._times.synced(metrics.get("perf/update_weights_time", 0.0))
             self._records.add(metrics)
 
@@ -241,7 +247,8 @@ class Session:
 
     def _evaluate(self, rollout_id: int, step: int) -> None:
         if self.config.eval_interval is not None and self._rolls:
-            if self._generating is not None:  # one at a time: the books of a round are its own
+            # One at a time: the books of a round are its own. With --fully-async it is apart from them.
+            if self._generating is not None and not self.config.fully_async:
                 self.wait_generated(*self._generating)
             call = self._manager.evaluate.remote(rollout_id)
             action = f"evaluate at rollout {rollout_id}"

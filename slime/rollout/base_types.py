@@ -21,20 +21,24 @@ class GroupFates:
 
     Attributes:
         dropped: by a filter; reason -> groups.
-        returned: given back to the data source.
+        returned: given back to the data source, or still on their way to a later round.
+        taken: (first, after the last) number of the groups that were taken from the data since the
+            round before; None where they were taken during this call.
     """
 
     dropped: dict[str, list[int]]
     returned: list[int]
+    taken: tuple[int, int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; see `from_dict`."""
-        return {"dropped": self.dropped, "returned": self.returned}
+        return {"dropped": self.dropped, "returned": self.returned, "taken": self.taken}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Self:
         """Inverse of `to_dict`."""
-        return cls(dropped=content["dropped"], returned=content["returned"])
+        taken = content.get("taken")
+        return cls(content["dropped"], content["returned"], tuple(taken) if taken else None)
 
 
 @dataclass

@@ -77,9 +77,10 @@ async def _ask(
         if params["max_new_tokens"] <= 0:
             sample.status = Status.TRUNCATED
             return
-    sent_under = state.weight_version
     payload = _payload(args, sample.tokens, params)
-    reply = await state.client.generate(payload, headers=routing_headers(args, sample))
+    async with state.asking():
+        sent_under = state.weight_version
+        reply = await state.client.generate(payload, headers=routing_headers(args, sample))
     answer = _answers(state, reply, expected=1)[0]
     written = sample.tokens[sample.prompt_length + start.begin :]
     if written and (stops := params.get("stop")):
@@ -136,8 +137,9 @@ async def generate_group(
         set_prompt_ids(state, sample)
     params = {**sampling_params, "n": len(group)}
     payload = _payload(args, group[0].tokens, params) | {"sampling_seeds": list(seeds)}
-    sent_under = state.weight_version
-    reply = await state.client.generate(payload, headers=routing_headers(args, group[0]))
+    async with state.asking():
+        sent_under = state.weight_version
+        reply = await state.client.generate(payload, headers=routing_headers(args, group[0]))
     answers = _answers(state, reply, expected=len(group))
     limits = _limits(state, params)
     for sample, answer in zip(group, answers, strict=True):

@@ -52,7 +52,8 @@ async def generate_and_rm(
 ) -> Execution:
     """`sample` answered and, unless --group-rm, rewarded; a list of siblings if it fanned out.
 
-    A sample that is already answered (it waited in the buffer) is not generated again. After an
+    A sample that is already answered (it waited in the buffer) is not generated again, and rewarded if it lacks
+    one. After an
     abort nothing new is sent: the sample comes back ABORTED, with what it has.
 
     Args:
@@ -60,6 +61,8 @@ async def generate_and_rm(
     """
     state = GenerateState(args)
     if sample.status not in (Status.PENDING, Status.ABORTED):
+        if sample.reward is None:  # a checkpoint was written between its answer and its reward
+            await _finish(args, sample, evaluation)
         return sample
     async with state.slots(1):
         if state.aborted:

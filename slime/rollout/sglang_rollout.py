@@ -59,6 +59,8 @@ ABORT_TIMEOUT_S = 120.0
 ABORT_REQUEST_TIMEOUT_S = 10.0
 FIRST_ABORT_INTERVAL_S = 0.05
 MAX_ABORT_INTERVAL_S = 2.0
+# Groups begun in one turn of the event loop, whose other callers wait meanwhile.
+SUBMITTED_AT_ONCE = 16
 # Groups an engine may abort unasked in one round, in multiples of rollout_batch_size.
 MAX_EARLY_ABORTS = 10
 
@@ -123,7 +125,7 @@ async def abort(args: Any, rollout_id: int) -> None:
     interval_s, deadline = FIRST_ABORT_INTERVAL_S, time.monotonic() + ABORT_TIMEOUT_S
     pending = {task for task in state.pending if not task.done()}
     while pending and time.monotonic() < deadline:
-        await loop.gather(_abort_all(state.client, url) for url in args.engine_urls)
+        await abort_engines(args, state)
         _, pending = await asyncio.wait(pending, timeout=interval_s)
         interval_s = min(2 * interval_s, MAX_ABORT_INTERVAL_S)
     if pending:
@@ -134,6 +136,11 @@ async def abort(args: Any, rollout_id: int) -> None:
             ABORT_TIMEOUT_S,
         )
         await loop.cancel(pending)
+
+
+async def abort_engines(args: Any, state: GenerateState) -> None:
+    """Let every engine end what it writes now; the requests come back with what they have."""
+    await loop.gather(_abort_all(state.client, url) for url in args.engine_urls)
 
 
 async def _abort_all(client: EngineClient, url: str) -> None:
@@ -212,18 +219,18 @@ class _Round:
 
     def output(self) -> RolloutFnTrainOutput:
         """The accepted groups in the order of their prompts, and the round's own metrics."""
-        groups = sorted(self.accepted, key=_prompt_order)
+        groups = sorted(self.accepted, key=prompt_order)
         if path := self.args.rollout_sample_filter_path:
             load_function(path)(self.args, groups)
         if path := self.args.rollout_all_samples_process_path:
-            everything = sorted(self.finished, key=_prompt_order)
+            everything = sorted(self.finished, key=prompt_order)
             load_function(path)(self.args, everything, self.data_source)
         metrics: dict[str, Any] = {
             **drop_metrics({reason: len(groups) for reason, groups in self.drops.items()}),
             **self.state.request_metrics(),
             "rollout/aborted_groups": len(self.leftovers),
         }
-        fates = GroupFates(dict(self.drops), [_group_index(group) for group in self.leftovers])
+        fates = GroupFates(dict(self.drops), [group_index(group) for group in self.leftovers])
         return RolloutFnTrainOutput(samples=groups, metrics=metrics, fates=fates)
 
     def late_message(self) -> str:
@@ -246,8 +253,10 @@ class _Round:
                     f"rollout {self.rollout_id}: the data source gave no group when asked for "
                     f"{size}; {len(self.accepted)} of {self.target} groups are done"
                 )
-            for group in groups:
+            for number, group in enumerate(groups, start=1):
                 self._submit(group)
+                if number % SUBMITTED_AT_ONCE == 0:
+                    await asyncio.sleep(0)
 
     async def _one_is_done(self) -> None:
         """Return once a task is done; `asyncio.wait` would call back each one anew each time."""
@@ -285,7 +294,7 @@ class _Round:
             self._drop(group, reason)
 
     def _drop(self, group: Group, reason: str) -> None:
-        self.drops[reason].append(_group_index(flatten(group)))
+        self.drops[reason].append(group_index(flatten(group)))
 
     def _use_reserve(self) -> None:
         """Accept reserved groups where another over-sampling round would have to start."""
@@ -327,10 +336,12 @@ class _Round:
             raise_if_all_failed(self.state, self.finished, f"rollout {self.rollout_id}")
 
 
-def _group_index(group: Sequence[Sample]) -> int:
+def group_index(group: Sequence[Sample]) -> int:
+    """Number of a group; -1 where the data source gave none."""
     return next((sample.group_index for sample in group if sample.group_index is not None), -1)
 
 
-def _prompt_order(group: Sequence[Execution]) -> tuple[bool, int]:
+def prompt_order(group: Sequence[Execution]) -> tuple[bool, int]:
+    """Sorts groups by their numbers, those without one last."""
     index = next((sample.group_index for sample in flatten(group)), None)
     return index is None, index or 0

@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -105,6 +105,10 @@ class GenerateState:
         failures: first error of each category in this round.
         weight_version: newest one that an answer named; None before the first.
         num_continued: requests of this round for the rest of an answer that an engine cut short.
+        outlasts_rounds: what one call of the rollout function begins goes on in the next.
+        num_wanted: samples that hold a place, or wait for one.
+        on_free: called when one of them gives its place back.
+        num_asking: requests of `generate` that are under way.
         processor: None: prompts with images are not built.
     """
 
@@ -144,6 +148,12 @@ class GenerateState:
         self.failures: dict[str, Exception] = {}
         self.weight_version: str | None = None
         self.num_continued = 0
+        self.outlasts_rounds = False
+        self.num_wanted = 0
+        self.on_free: Callable[[], None] | None = None
+        self.num_asking = 0
+        self._gate = asyncio.Event()
+        self._gate.set()
         self._pause_mode: str | None = args.update_weight_pause_mode
         self._lets_go_on = self._pause_mode in (PauseMode.RETRACT, PauseMode.IN_PLACE)
         self.eval_prompts: dict[str, Any] = {}
@@ -180,7 +190,7 @@ class GenerateState:
         """As `start_round`, for the state of `args` if there is one."""
         with cls._lock:
             state = cls._states.get(id(args))
-        if state is not None:
+        if state is not None and not state.outlasts_rounds:
             state.start_round(rollout_id)
 
     def start_round(self, rollout_id: int | None) -> None:
@@ -196,6 +206,7 @@ class GenerateState:
     async def slots(self, num_samples: int) -> AsyncIterator[None]:
         """Hold `num_samples` places of the semaphore (at most all of them) for one request."""
         taken, wanted = 0, min(num_samples, self.capacity)
+        self.num_wanted += num_samples
         try:
             # One collector at a time: two half-served ones would wait for each other forever.
             async with self._many:
@@ -211,6 +222,27 @@ class GenerateState:
         finally:
             for _ in range(taken):
                 self.semaphore.release()
+            self.num_wanted -= num_samples
+            if self.on_free is not None:
+                self.on_free()
+
+    @asynccontextmanager
+    async def asking(self) -> AsyncIterator[None]:
+        """One request of `generate` is under way inside; waits while `hold` keeps them back."""
+        await self._gate.wait()
+        self.num_asking += 1
+        try:
+            yield
+        finally:
+            self.num_asking -= 1
+
+    def hold(self) -> None:
+        """Let no further request of `generate` leave until `release`."""
+        self._gate.clear()
+
+    def release(self) -> None:
+        """Let them go again."""
+        self._gate.set()
 
     async def learn_version(self) -> None:
         """Ask an engine for its weight version, where answers alone may not tell who wrote what."""
@@ -222,7 +254,7 @@ class GenerateState:
         except EngineError as error:
             logger.warning("cannot learn the engines' weight version: %s", error)
         else:
-            self._note_version(str(info.get("weight_version", UNKNOWN)))
+            self.note_version(str(info.get("weight_version", UNKNOWN)))
 
     def with_versions(self, meta_info: dict[str, Any], sent_under: str | None) -> dict[str, Any]:
         """`meta_info` of an answer, with `weight_versions` where requests go on while weights change.
@@ -235,7 +267,8 @@ class GenerateState:
         spans = spans_of_answer(meta_info, pause_mode=self._pause_mode, sent_under=sent_under)
         return meta_info | {"weight_versions": [[version, first] for first, version in spans]}
 
-    def _note_version(self, version: str) -> None:
+    def note_version(self, version: str) -> None:
+        """An engine has weights of this version, or had."""
         known = self.weight_version or ""
         # Answers are read in another order than they were written.
         if not (known.isdigit() and version.isdigit() and int(version) < int(known)):
@@ -245,10 +278,17 @@ class GenerateState:
         """Keep the times an engine measured for one request."""
         progress.tokens += int(meta_info.get("completion_tokens") or 0)
         if (version := meta_info.get("weight_version")) is not None:
-            self._note_version(str(version))
+            self.note_version(str(version))
         for name in REQUEST_TIMES:
             if isinstance(value := meta_info.get(name), _NUMBERS):
                 self.request_times[name].append(float(value))
+
+    def take_request_metrics(self) -> dict[str, float]:
+        """As `request_metrics`, since the last call."""
+        metrics = self.request_metrics()
+        self.num_continued = 0
+        self.request_times = {name: [] for name in REQUEST_TIMES}
+        return metrics
 
     def request_metrics(self) -> dict[str, float]:
         """`perf/request/{e2e_latency,queue_time}/{mean,median,max,min}` of this round, seconds; and

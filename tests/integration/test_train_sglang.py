@@ -13,6 +13,10 @@ from support.engine_server import SGLANG_CPU, SGLANG_STAND_INS, running, sglang_
 from support.train_runs import QUICKSTART, Run, Work, phases_of
 
 from slime.engines.sglang.invitation import RECEIVER
+from slime.observability.ledger import read_events
+from slime.observability.ledger_audit import audit
+from slime.rollout.base_types import flatten
+from slime.rollout.unfinished import load_unfinished
 
 pytestmark = pytest.mark.sglang
 
@@ -161,3 +165,29 @@ def test_answers_go_on_when_weights_come_in_the_middle_of_a_round(
         mixed = [[version for _, version in row] for row in spans if len(row) > 1]
         assert mixed
         assert all(row == [old, new] for row in mixed)
+
+
+# --- generating all the time ---
+
+FULLY_ASYNC = IN_FLIGHT.replace("--update-weights-in-flight", "--fully-async --use-tis").replace(
+    "--num-rollout 3", "--num-rollout 5"
+)
+
+
+def test_groups_go_on_through_rounds_and_checkpoints_when_generated_all_the_time(
+    train: Callable[..., Run],
+) -> None:
+    paths = (SGLANG_STAND_INS, SGLANG_CPU)
+    flags = FULLY_ASYNC + "--save {work}/stream/ckpt --save-interval 2 "
+    run = train("fully_async_sglang", flags, script="train_async.py", paths=paths)
+    assert run.code == 0, run.output[-3000:]
+    found = audit(read_events(run.folder / "ledger.jsonl"))
+    assert found.is_clean, found.problems
+    assert max(run.series("rollout/staleness/max")) in (1, 2)
+    # Log-probs of engines are those of the weights that wrote each token.
+    assert max(run.series("train/train_rollout_logprob_abs_diff")) < 0.5
+    saved = load_unfinished(str(run.folder.parent / "stream" / "ckpt"), 1)
+    lengths = [
+        s.response_length for item in saved for s in flatten(item.group) if not item.is_whole
+    ]
+    assert any(lengths), "the checkpoint has no token of what was being written"
