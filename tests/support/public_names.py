@@ -67,6 +67,9 @@ PUBLIC: dict[str, dict[str, str | None]] = {
         "compute_score": "solution_str, ground_truth, strict_box_verify=False"
     },
     "slime.sandbox.shared": {"run_python": "args, code, *, stdin=''"},
+    "slime.rollout.fully_async_rollout": {
+        "generate_rollout_fully_async": "args, rollout_id, data_source, evaluation=False",
+    },
     "slime.rollout.sft_rollout": {
         "generate_rollout": "args, rollout_id, data_source, evaluation=False",
     },
