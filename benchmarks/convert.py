@@ -28,7 +28,8 @@ from torch import Tensor
 from train_step import model_config
 
 from slime.checkpoint.dims import ModelDims
-from slime.checkpoint.hf import HfFolder, write_hf_folder
+from slime.checkpoint.hf import HfFolder
+from slime.checkpoint.hf_writer import write_hf_folder
 from slime.checkpoint.mapping import load_mapping
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,13 +20,8 @@ from slime.checkpoint.block_fp8 import (
     quantized,
 )
 from slime.checkpoint.dims import ModelDims
-from slime.checkpoint.hf import (
-    HfFolder,
-    check_names,
-    names_written,
-    read_hf_config,
-    write_hf_folder,
-)
+from slime.checkpoint.hf import HfFolder, check_names, read_hf_config
+from slime.checkpoint.hf_writer import names_written, write_hf_folder
 from slime.checkpoint.mapping import BoundEntry, Mapping, load_mapping
 from slime.checkpoint.pieces import StoredWeights, TorchDistWeights, matrices
 from slime.checkpoint.rank_weights import RankWeights

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from slime.checkpoint.hf import read_hf_config, write_hf_folder
+from slime.checkpoint.hf import read_hf_config
+from slime.checkpoint.hf_writer import write_hf_folder
 from slime.engines.checksum import checksum
 from slime.errors import CheckpointError, WeightSyncError
 from slime.observability.disk import folder_bytes, write_failure

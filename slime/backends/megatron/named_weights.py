@@ -20,7 +20,8 @@ from slime.backends.megatron.parallel import (
     pp_group,
     tp_group,
 )
-from slime.checkpoint.hf import HfFolder, check_names, write_hf_folder
+from slime.checkpoint.hf import HfFolder, check_names
+from slime.checkpoint.hf_writer import write_hf_folder
 from slime.checkpoint.mapping import BoundEntry, Mapping, ModelDims
 from slime.checkpoint.saved_names import FUSED_MLP_NORM, FUSED_QKV_NORM
 from slime.errors import CheckpointError, ShapeMismatch

@@ -15,7 +15,8 @@ from support.tiny_families import FAMILIES, make_tiny_family, tiny_family_config
 from slime.checkpoint import folders
 from slime.checkpoint.dims import ModelDims
 from slime.checkpoint.folders import hf_to_torch_dist, megatron_to_hf
-from slime.checkpoint.hf import HfFolder, write_hf_folder
+from slime.checkpoint.hf import HfFolder
+from slime.checkpoint.hf_writer import write_hf_folder
 from slime.checkpoint.mapping import load_mapping
 from slime.checkpoint.pieces import matrices
 from slime.checkpoint.ranks import Ranks

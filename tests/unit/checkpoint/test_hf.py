@@ -10,7 +10,8 @@ from support.tiny_checkpoints import make_tiny_qwen3, random_weights, tiny_confi
 from torch import Tensor
 
 from slime.checkpoint import hf
-from slime.checkpoint.hf import HfFolder, check_names, write_hf_folder
+from slime.checkpoint.hf import HfFolder, check_names
+from slime.checkpoint.hf_writer import write_hf_folder
 from slime.errors import CheckpointError
 
 

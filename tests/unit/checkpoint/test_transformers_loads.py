@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from slime.checkpoint.convert import count_parameters, megatron_flags_from_hf
-from slime.checkpoint.hf import HfFolder, check_names, write_hf_folder
+from slime.checkpoint.hf import HfFolder, check_names
+from slime.checkpoint.hf_writer import write_hf_folder
 from slime.checkpoint.mapping import ModelDims, load_mapping
 
 WITH_EXPERTS = ("qwen3_moe", "glm4_moe", "deepseek_v3")
