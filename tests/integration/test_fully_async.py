@@ -10,6 +10,8 @@ from support.train_runs import Work
 from slime.observability.ledger import lineage, read_events
 from slime.observability.trackers import read_metrics
 
+pytestmark = pytest.mark.runs
+
 ROUNDS, GROUPS, SAMPLES, STALENESS = 10, 4, 4, 2
 # A random model ends its answers at any token: lengths from 1 to 120.
 FLAGS = (
