@@ -119,10 +119,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 # --- what the recipes ask for ---
 
 
+@pytest.mark.parametrize("name", ["retool", "search-r1"])
 def test_the_recipe_with_a_tool_passes_the_check(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    example = ROOT / "examples" / "retool"
+    example = ROOT / "examples" / name
     monkeypatch.syspath_prepend(str(example))  # as the script does for its own process
     script = os.path.relpath(example / "run-qwen3-4B.sh", SCRIPTS)
     words = world.words(script, MODEL_DIR=str(world.folder / "run-qwen3-4B.sh"))
