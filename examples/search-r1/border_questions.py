@@ -30,8 +30,8 @@ QUESTIONS = {
 INSTRUCTION = (
     "Answer the question. You can search the CIA World Factbook: write <search>a query</search> and stop; what is "
     "found comes back between <information> and </information>. Search as often as you need, one query at a time, "
-    "and think before and after. When you know it, end with the answer alone between <answer> and </answer>, for example "
-    "<answer>Atlantis</answer>. "
+    "and think before and after. When you know it, end with the answer alone between <answer> and </answer>, for "
+    "example <answer>Atlantis</answer>. "
 )
 
 
@@ -127,7 +127,7 @@ def split(questions: Sequence[Question]) -> tuple[list[Question], list[Question]
 
 
 def passages_found(known: Iterable[Country], topk: int = 3) -> dict[str, tuple[int, int]]:
-    """Field -> of how many countries that have it a plain query finds it among the first `topk`, and how many have it."""
+    """Field -> (for how many countries a plain query finds it among the first `topk`, how many have it)."""
     pages = list(known)
     index = SearchIndex(passages(pages))
     found: dict[str, tuple[int, int]] = {}
