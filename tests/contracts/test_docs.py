@@ -18,7 +18,9 @@ OTHER_PROGRAMS = {
     "--add-missing-from-origin-hf",
     "--address",
     "--chunk-size",
+    "--corpus",
     "--custom-weight-loader",  # of SGLang
+    "--deadline-s",
     "--dry-run",
     "--force",
     "--gpus-per-node",
@@ -31,6 +33,7 @@ OTHER_PROGRAMS = {
     "--nodes",
     "--origin-hf-dir",
     "--output-dir",
+    "--port",
     "--rounds",
     "--save-dir",
     "--scale-fmt",
