@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A search engine on two CPU cores: demonstrations of those who search and those who guess -> SFT -> GRPO.
+# A search engine on two CPU cores: demonstrations of those who search and those who do not -> SFT -> GRPO.
 # Usage: bash examples/search-r1/run.sh [SEED] [RUN_FOLDER]
 # NUM_ROLLOUT is the number of rounds of the second stage (40).
 set -euo pipefail
@@ -34,7 +34,7 @@ SFT_ARGS=(
    --run-dir "${run}/sft" --save "${run}/sft/checkpoints" --save-hf "${run}/sft/hf"
    --rollout-function-path slime.rollout.sft_rollout.generate_rollout
    --loss-type sft_loss --calculate-per-token-loss --disable-compute-advantages-and-returns --debug-train-only
-   --prompt-data "${run}/data/demos.jsonl" --input-key messages --rollout-shuffle --num-epoch 2
+   --prompt-data "${run}/data/demos.jsonl" --input-key messages --rollout-shuffle --num-epoch 8
    --rollout-batch-size 1920 --global-batch-size 128 --n-samples-per-prompt 1
    --lr 3e-3 --min-lr 3e-4 --lr-decay-style cosine --lr-warmup-iters 20 --weight-decay 0.01
 )

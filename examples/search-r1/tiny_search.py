@@ -4,7 +4,7 @@
 
 The model of 0.2 M parameters knows no country, and four digits are not to be guessed: searching is the only way. The
 demonstrations are about codes and numbers that are made up, so that they show the form and no fact: 40 % search and
-copy what they find, 60 % guess. Countries of the questions are real; a fifth of them is held out.
+copy what they find, 60 % say that they do not know (`<answer>?</answer>`). Countries of the questions are real; a fifth of them is held out.
 """
 
 import argparse
@@ -71,13 +71,13 @@ def is_held_out(code: str) -> bool:
 def made_up(rng: random.Random) -> Fact:
     """A fact of no country."""
     code = "".join(rng.choices(string.ascii_lowercase, k=2))
-    return Fact(code, rng.choice(list(FACTS)), _guess(rng))
+    return Fact(code, rng.choice(list(FACTS)), str(rng.randint(1000, 9999)))
 
 
 def demonstration(fact: Fact, rng: random.Random) -> str:
     """An answer as one of the two annotators would write it."""
     if rng.random() >= SEARCH_SHARE:
-        return f"<answer>{_guess(rng)}</answer>"
+        return "<answer>?</answer>"
     told = f"<information>{fact.number}</information>"
     return f"<search>{fact.asked}</search>{told}<answer>{fact.number}</answer>"
 
@@ -108,10 +108,6 @@ def write_model(folder: Path, seed: int) -> None:
     vocab_size = make_model.write_tokenizer(folder)
     make_model.write_config(folder, vocab_size, size)
     make_model.write_weights(folder, vocab_size, size, seed)
-
-
-def _guess(rng: random.Random) -> str:
-    return str(rng.randint(1000, 9999))
 
 
 def _asked(fact: Fact) -> dict[str, str]:
