@@ -4,7 +4,8 @@
 
 The model of 0.2 M parameters knows no country, and four digits are not to be guessed: searching is the only way. The
 demonstrations are about codes and numbers that are made up, so that they show the form and no fact: 40 % search and
-copy what they find, 60 % say that they do not know (`<answer>?</answer>`). Countries of the questions are real; a fifth of them is held out.
+copy what they find, 60 % say that they do not know (`<answer>?</answer>`). Countries of the
+questions are real; a fifth of them is held out.
 """
 
 import argparse
