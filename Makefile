@@ -93,7 +93,7 @@ lock: ## resolve requirements/*.lock anew: cpu within gpu, so shared versions ag
 docs: setup ## write docs/flags.md and docs/metrics.md from the code
 	$(PYTHON_BIN) scripts/write_docs.py
 
-NO_BENCH := benchmarks/race_trl.py benchmarks/fully_async.py benchmarks/workload.py benchmarks/sglang_client.py
+NO_BENCH := benchmarks/race_trl.py benchmarks/fully_async.py benchmarks/workload.py benchmarks/shapes.py benchmarks/sglang_client.py
 .PHONY: bench
 bench: setup ## run benchmarks/*.py but the long ones, which compare whole runs; each prints JSON
 	@for script in $(filter-out $(NO_BENCH),$(wildcard benchmarks/*.py)); do echo "== $$script"; $(PYTHON_BIN) "$$script"; done

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from shapes import model_config
 from torch import Tensor
-from train_step import model_config
 
 from slime.checkpoint.dims import ModelDims
 from slime.checkpoint.hf import HfFolder

@@ -32,7 +32,8 @@ from typing import Any
 
 import numpy as np
 from race.sizes import QUICKSTART, QUICKSTART_SIZE, environment, make_start
-from workload import host, make_model, model_config, response_lengths, write_prompts
+from shapes import model_config
+from workload import host, make_model, response_lengths, write_prompts
 
 from slime.checkpoint.convert import megatron_flags_from_hf
 from slime.checkpoint.hf import read_hf_config

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from train_step import build, columns_of, model_config, run_all_ranks, trainer_parser
+from shapes import model_config
+from train_step import build, columns_of, run_all_ranks, trainer_parser
 
 GIB = 2**30
 

@@ -25,12 +25,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from shapes import model_config
 from workload import (
     cards,
     count_parameters,
     host,
     make_model,
-    model_config,
     response_lengths,
     write_prompts,
 )

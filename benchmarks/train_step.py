@@ -21,46 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from shapes import SHAPES, model_config
 
-MODELS: dict[str, dict[str, Any]] = {
-    "qwen3-0.6b": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
-                   "num_attention_heads": 16, "num_key_value_heads": 8},
-    "qwen3-1.7b": {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28,
-                   "num_attention_heads": 16, "num_key_value_heads": 8},
-    "qwen3-4b": {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36,
-                 "num_attention_heads": 32, "num_key_value_heads": 8},
-    "glm4-9b": {"model_type": "glm4", "architectures": ["Glm4ForCausalLM"], "hidden_size": 4096,
-                "intermediate_size": 13696, "num_hidden_layers": 40, "num_attention_heads": 32,
-                "num_key_value_heads": 2, "vocab_size": 151552, "attention_bias": True,
-                "tie_word_embeddings": False, "rms_norm_eps": 1e-5, "rope_theta": 10000,
-                "partial_rotary_factor": 0.5},
-    "qwen3-30b-a3b": {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"],
-                      "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 48,
-                      "num_attention_heads": 32, "num_key_value_heads": 4, "num_experts": 128,
-                      "num_experts_per_tok": 8, "moe_intermediate_size": 768,
-                      "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [],
-                      "router_aux_loss_coef": 0.0, "tie_word_embeddings": False},
-}  # fmt: skip
-_COMMON: dict[str, Any] = {
-    "architectures": ["Qwen3ForCausalLM"],
-    "model_type": "qwen3",
-    "vocab_size": 151936,
-    "head_dim": 128,
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "max_position_embeddings": 40960,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1000000,
-    "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16",
-}
 PROMPT = 256
-
-
-def model_config(name: str, layers: int | None) -> dict[str, Any]:
-    """`config.json` of the shape, with fewer layers if asked for."""
-    config = _COMMON | MODELS[name]
-    return config | ({"num_hidden_layers": layers} if layers else {})
 
 
 def sample_lengths(count: int, longest: int, seed: int) -> list[int]:
@@ -326,7 +289,7 @@ def free_port() -> int:
 def trainer_parser(description: str) -> argparse.ArgumentParser:
     """Words of every script that starts trainers: the model, its layout and its samples."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--model", choices=sorted(MODELS), default="qwen3-4b")
+    parser.add_argument("--model", choices=sorted(SHAPES), default="qwen3-4b")
     parser.add_argument("--layers", type=int, help="fewer than the model has")
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--words", default="", help="flags for the trainer")

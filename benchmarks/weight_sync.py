@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from shapes import model_config
 from train_step import (
     fill_with_noise,
     free_port,
-    model_config,
     run_all_ranks,
     start_trainer,
     trainer_parser,

@@ -17,48 +17,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from shapes import SHAPES, model_config
 
 from slime.checkpoint.dims import ModelDims
 from slime.checkpoint.mapping import load_mapping
 from slime.data.sample import Sample
 from slime.rollout.sglang_rollout import generate as one_turn
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-             "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "vocab_size": 512,
-             "max_position_embeddings": 4096, "torch_dtype": "float32"},
-    "qwen3-0.6b": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
-                   "num_attention_heads": 16, "num_key_value_heads": 8},
-    "qwen3-1.7b": {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28,
-                   "num_attention_heads": 16, "num_key_value_heads": 8},
-    "qwen3-4b": {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36,
-                 "num_attention_heads": 32, "num_key_value_heads": 8},
-}  # fmt: skip
-_COMMON: dict[str, Any] = {
-    "architectures": ["Qwen3ForCausalLM"],
-    "model_type": "qwen3",
-    "vocab_size": 151936,
-    "head_dim": 128,
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "max_position_embeddings": 40960,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1000000.0,
-    "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16",
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-}
 _SPECIAL = ("<pad>", "<eos>")
 _SHARD_BYTES = 2 * 2**30
 _SHORTEST = 4
 PACKAGES = ("torch", "sglang", "ray", "megatron-core", "transformers", "smg", "flash-attn-4")
-
-
-def model_config(shape: str) -> dict[str, Any]:
-    """`config.json` of a Qwen3 of this shape."""
-    return _COMMON | SHAPES[shape]
 
 
 def make_model(folder: Path, shape: str, tokenizer: str | None) -> None:
@@ -231,7 +200,7 @@ def cards() -> list[tuple[str, float]]:
 def count_parameters(shape: str) -> int:
     """Numbers in a checkpoint of this shape."""
     config = model_config(shape)
-    return load_mapping("qwen3").count_numbers(ModelDims.from_hf_config(config))
+    return load_mapping(config["model_type"]).count_numbers(ModelDims.from_hf_config(config))
 
 
 def main() -> None:

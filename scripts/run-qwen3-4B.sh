@@ -53,4 +53,5 @@ MISC_ARGS=(
   --attention-dropout 0.0 --hidden-dropout 0.0 --accumulate-allreduce-grads-in-fp32
 )
 
-launch_rl "$@"
+# A recipe that differs in some arrays sources this one, and launches by itself.
+[[ ${BASH_SOURCE[0]} != "$0" ]] || launch_rl "$@"

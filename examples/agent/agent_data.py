@@ -5,12 +5,11 @@ name the first letter.
 """
 
 import argparse
-import json
 import random
 from pathlib import Path
 from typing import Any
 
-from middle_letter import CAREFUL_SHARE, middle, prompts, write_data  # pyright: ignore[reportMissingImports] - run.sh puts it on the path
+from middle_letter import CAREFUL_SHARE, middle, prompts, write_data, write_rows  # pyright: ignore[reportMissingImports] - run.sh puts it on the path
 
 TOOLS = [{"type": "function", "function": {"name": "sort"}}]
 
@@ -50,9 +49,8 @@ def main() -> None:
     )
     rng = random.Random(f"agent {given.seed}")
     letters = prompts(rng, held_out=False)
-    with (given.folder / "demos.jsonl").open("w") as file:
-        for _ in range(given.num_demos):
-            file.write(json.dumps(demonstration(next(letters), rng)) + "\n")
+    shown = (demonstration(next(letters), rng) for _ in range(given.num_demos))
+    write_rows(given.folder / "demos.jsonl", shown)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,18 @@ want heads of 64 numbers or more.
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
+# The first three are left out of decoded text where one asks for that.
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
+NUM_SKIPPED = 3
 ROLES = ["system", "user", "assistant"]
 CHARACTERS = "\n 0123456789+-*/=(),:.?!abcdefghijklmnopqrstuvwxyz"
 CHAT_TEMPLATE = (
@@ -41,29 +45,39 @@ class Size:
 SIZES = {"cpu": Size(96, 3, 32), "gpu": Size(128, 2, 64)}
 
 
-def write_tokenizer(folder: Path) -> int:
-    """tokenizer.json and tokenizer_config.json; the size of the vocabulary."""
-    words = [*SPECIAL, *ROLES, *CHARACTERS]
+def write_tokenizer(
+    folder: Path,
+    words: Sequence[str] = (*SPECIAL, *ROLES),
+    characters: str = CHARACTERS,
+    chat_template: str = CHAT_TEMPLATE,
+) -> int:
+    """tokenizer.json and tokenizer_config.json; the size of the vocabulary.
+
+    Args:
+        words: are one token each, in the order of their ids; `SPECIAL` come first.
+        characters: are one token each, too.
+    """
+    vocabulary = [*words, *characters]
     tokenizer = Tokenizer(
-        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="?")
+        models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="?")
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens(
-        [AddedToken(word, special=True, normalized=False) for word in SPECIAL[:3]]
+        [AddedToken(word, special=True, normalized=False) for word in words[:NUM_SKIPPED]]
     )
-    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in [*SPECIAL[3:], *ROLES]])
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words[NUM_SKIPPED:]])
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": "<|endoftext|>",
         "eos_token": "<|im_end|>",
-        "chat_template": CHAT_TEMPLATE,
+        "chat_template": chat_template,
         "clean_up_tokenization_spaces": False,
         "model_max_length": 256,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
-    return len(words)
+    return len(vocabulary)
 
 
 def write_config(folder: Path, vocab_size: int, size: Size) -> None:
@@ -134,6 +148,14 @@ def parameter_shapes(vocab_size: int, size: Size) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def write_model(folder: Path, seed: int, size: Size = SIZES["cpu"], **tokenizer: Any) -> None:
+    """The whole folder; `tokenizer` as in `write_tokenizer`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    vocab_size = write_tokenizer(folder, **tokenizer)
+    write_config(folder, vocab_size, size)
+    write_weights(folder, vocab_size, size, seed)
+
+
 def main() -> None:
     """Write the folder."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -141,11 +163,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", choices=SIZES, default="cpu")
     options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
-    vocab_size = write_tokenizer(options.folder)
-    size = SIZES[options.size]
-    write_config(options.folder, vocab_size, size)
-    write_weights(options.folder, vocab_size, size, options.seed)
+    write_model(options.folder, options.seed, SIZES[options.size])
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import argparse
 import hashlib
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +63,15 @@ def write_data(
         (letters, demonstration(letters, rng))
         for letters in (next(train) for _ in range(num_demos))
     ]
-    _write(
+    write_rows(
         folder / "demos.jsonl", ({"messages": _chat(letters, answer)} for letters, answer in demos)
     )
-    _write(folder / "train.jsonl", (_row(next(train)) for _ in range(num_prompts)))
+    write_rows(folder / "train.jsonl", (_row(next(train)) for _ in range(num_prompts)))
     test = prompts(rng, held_out=True)
     unique: dict[str, None] = {}
     while len(unique) < num_held_out:
         unique[next(test)] = None
-    _write(folder / "held_out.jsonl", map(_row, unique))
+    write_rows(folder / "held_out.jsonl", map(_row, unique))
 
 
 def _chat(letters: str, answer: str) -> list[dict[str, str]]:
@@ -82,7 +82,8 @@ def _row(letters: str) -> dict[str, Any]:
     return {"prompt": [{"role": "user", "content": letters + "?"}], "label": middle(letters)}
 
 
-def _write(path: Path, rows: Any) -> None:
+def write_rows(path: Path, rows: Iterable[Any]) -> None:
+    """A jsonl file."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

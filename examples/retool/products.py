@@ -6,13 +6,13 @@ and copy what it says, 60 % guess three digits.
 
 import argparse
 import hashlib
-import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import make_model  # pyright: ignore[reportMissingImports] - run.sh puts it on the path
+from middle_letter import write_rows  # pyright: ignore[reportMissingImports] - as above
 
 TOOL_SHARE = 0.4
 SMALLEST, LARGEST = 100, 999  # three digits, so that copying is all the model has to learn
@@ -47,32 +47,24 @@ def write_data(folder: Path, *, seed: int, demos: int, prompts: int, held_out: i
     rng = random.Random(seed)
     train = questions(rng, held_out=False)
     shown = ({"messages": demonstration(*next(train), rng)} for _ in range(demos))
-    _write(folder / "demos.jsonl", shown)
-    _write(folder / "train.jsonl", (_row(*next(train)) for _ in range(prompts)))
+    write_rows(folder / "demos.jsonl", shown)
+    write_rows(folder / "train.jsonl", (_row(*next(train)) for _ in range(prompts)))
     test = questions(rng, held_out=True)
     unique: dict[tuple[int, int], None] = {}
     while len(unique) < held_out:
         unique[next(test)] = None
-    _write(folder / "held_out.jsonl", (_row(*pair) for pair in unique))
+    write_rows(folder / "held_out.jsonl", (_row(*pair) for pair in unique))
 
 
 def write_model(folder: Path, seed: int) -> None:
     """The random model of the quickstart with two more words, and at most 60 of them."""
-    make_model.SPECIAL = [*make_model.SPECIAL, "<code>", "</code>"]
-    folder.mkdir(parents=True, exist_ok=True)
-    size = make_model.SIZES["cpu"]
-    vocab_size = make_model.write_tokenizer(folder)
-    make_model.write_config(folder, vocab_size, size)
-    make_model.write_weights(folder, vocab_size, size, seed)
+    words = (*make_model.SPECIAL, "<code>", "</code>", *make_model.ROLES)
+    make_model.write_model(folder, seed, words=words)
 
 
 def _row(left: int, right: int) -> dict[str, Any]:
     question = {"role": "user", "content": f"{left}*{right}?"}
     return {"prompt": [question], "label": str(left * right)}
-
-
-def _write(path: Path, rows: Any) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def main() -> None:

@@ -11,23 +11,16 @@
 # shellcheck disable=SC2034 # the arrays are for launch_rl
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" # search_r1
 # shellcheck source-path=SCRIPTDIR source=../../scripts/lib/recipe.sh
 source "$here/../../scripts/lib/recipe.sh"
-export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" # search_r1
-
 needs MODEL_DIR "the Hugging Face folder of Qwen3-4B" \
   PROMPT_DATA "train.jsonl of border_questions.py" \
   EVAL_DATA "held_out.jsonl of border_questions.py" \
   SAVE_DIR "folder for checkpoints; a run that finds one there goes on with it"
-cluster 1 8
-# shellcheck source-path=SCRIPTDIR source=../../scripts/models/qwen3-4B.sh
-source "$SCRIPTS/models/qwen3-4B.sh"
+# shellcheck source-path=SCRIPTDIR source=../../scripts/run-qwen3-4B.sh
+source "$here/../../scripts/run-qwen3-4B.sh"
 
-CKPT_ARGS=(
-  --hf-checkpoint "$MODEL_DIR" --run-dir "$SAVE_DIR/run" # metrics, samples, logs
-  # Also after each epoch; 64 GB each, and none is ever deleted. --dry-run says how many there will be.
-  --load "$SAVE_DIR" --save "$SAVE_DIR" --save-interval 100
-)
 ROLLOUT_ARGS=(
   --prompt-data "$PROMPT_DATA" --input-key prompt --label-key label --metadata-key metadata --rollout-shuffle
   # It thinks in plain words: a query inside <think> would be one that it only ponders.
@@ -42,26 +35,6 @@ ROLLOUT_ARGS=(
 EVAL_ARGS=(
   --eval-interval 20 --eval-prompt-data held_out "$EVAL_DATA"
   --n-samples-per-eval-prompt 4 --eval-max-response-len 7168 --eval-max-context-len 8192 --eval-top-p 1
-)
-PERF_ARGS=(
-  --tensor-model-parallel-size 2 --sequence-parallel
-  --recompute-granularity full --recompute-method uniform --recompute-num-layers 1
-  --use-dynamic-batch-size --max-tokens-per-gpu 9216
-)
-GRPO_ARGS=(
-  --advantage-estimator grpo --eps-clip 0.2 --eps-clip-high 0.28
-  --use-kl-loss --kl-loss-coef 0.00 --kl-loss-type low_var_kl # at 0 no reference model is loaded
-  --entropy-coef 0.00
-)
-OPTIMIZER_ARGS=(
-  --optimizer adam --lr 1e-6 --lr-decay-style constant --weight-decay 0.1 --adam-beta1 0.9 --adam-beta2 0.98
-)
-SGLANG_ARGS=(
-  --rollout-num-gpus-per-engine 2 --sglang-mem-fraction-static 0.7
-)
-MISC_ARGS=(
-  --device cuda --actor-num-nodes "$NUM_NODES" --actor-num-gpus-per-node "$GPUS_PER_NODE" --colocate
-  --attention-dropout 0.0 --hidden-dropout 0.0 --accumulate-allreduce-grads-in-fp32
 )
 
 launch_rl "$@"

@@ -10,7 +10,6 @@ questions are real; a fifth of them is held out.
 
 import argparse
 import hashlib
-import json
 import random
 import re
 import string
@@ -22,6 +21,7 @@ from typing import Any
 
 import make_model  # pyright: ignore[reportMissingImports] - run.sh puts it on the path
 from factbook import Country, Passage, countries, data_folder, write_corpus
+from middle_letter import write_rows  # pyright: ignore[reportMissingImports] - as above
 from search_index import STOP_WORDS
 
 SEARCH_SHARE, HELD_OUT_SHARE = 0.4, 0.2
@@ -89,7 +89,7 @@ def write_data(folder: Path, known: Iterable[Fact], *, seed: int, demos: int, pr
     rng, real = random.Random(seed), list(known)
     write_corpus(folder / "corpus.jsonl", (Passage(f.asked, f.asked, "", f.number) for f in real))
     shown = (made_up(rng) for _ in range(demos))
-    _write(
+    write_rows(
         folder / "demos.jsonl",
         (
             {"messages": [_asked(f), {"role": "assistant", "content": demonstration(f, rng)}]}
@@ -97,18 +97,14 @@ def write_data(folder: Path, known: Iterable[Fact], *, seed: int, demos: int, pr
         ),
     )
     train = [fact for fact in real if not is_held_out(fact.code)]
-    _write(folder / "train.jsonl", map(_row, rng.choices(train, k=prompts)))
-    _write(folder / "held_out.jsonl", (_row(fact) for fact in real if is_held_out(fact.code)))
+    write_rows(folder / "train.jsonl", map(_row, rng.choices(train, k=prompts)))
+    write_rows(folder / "held_out.jsonl", (_row(fact) for fact in real if is_held_out(fact.code)))
 
 
 def write_model(folder: Path, seed: int) -> None:
     """The random model of the quickstart with nine more words: the tags and what can be asked."""
-    make_model.SPECIAL = [*make_model.SPECIAL, *WORDS, *FACTS]
-    folder.mkdir(parents=True, exist_ok=True)
-    size = make_model.SIZES["cpu"]
-    vocab_size = make_model.write_tokenizer(folder)
-    make_model.write_config(folder, vocab_size, size)
-    make_model.write_weights(folder, vocab_size, size, seed)
+    words = (*make_model.SPECIAL, *WORDS, *FACTS, *make_model.ROLES)
+    make_model.write_model(folder, seed, words=words)
 
 
 def _asked(fact: Fact) -> dict[str, str]:
@@ -117,10 +113,6 @@ def _asked(fact: Fact) -> dict[str, str]:
 
 def _row(fact: Fact) -> dict[str, Any]:
     return {"prompt": [_asked(fact)], "label": fact.number}
-
-
-def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def main() -> None:

@@ -18,6 +18,7 @@
 #
 # Nothing is killed but a Ray that was started here, by its process id.
 set -euo pipefail
+! declare -F launch_rl >/dev/null || return 0 # a recipe that sources another has it already
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 # shellcheck disable=SC2034 # for the recipes

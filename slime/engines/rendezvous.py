@@ -42,6 +42,18 @@ def listening_store(host: str, port: int, world_size: int, timeout: datetime.tim
     )  # fmt: skip
 
 
+def joined_store(host: str, port: int, world_size: int, timeout: datetime.timedelta) -> Any:
+    """The TCPStore of somebody else, at `host`.
+
+    Raises:
+        torch.distributed.DistNetworkError: nobody listens there within `timeout`.
+    """
+    dist: Any = import_module("torch.distributed")
+    return dist.TCPStore(
+        host, port, world_size, is_master=False, timeout=timeout, wait_for_workers=False
+    )
+
+
 def gloo_group(
     store: Any, name: str, rank: int, world_size: int, *, host: str, timeout: datetime.timedelta
 ) -> Any:

@@ -9,8 +9,8 @@ import torch
 from support.agent_world import ADD, END, TEMPLATE, checked, trained_text
 from support.engine_server import sglang_spec
 from support.live_rollout import LiveRollout, live_rollout, write_prompts
-from support.scripted_model import VOCAB_SIZE, save_scripted_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+from support.scripted_model import VOCAB_SIZE, save_random_model, save_scripted_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slime.data.sample import Sample
 from slime.engines.servers import ServerSpec
@@ -34,12 +34,7 @@ def scripted(tmp_path_factory: pytest.TempPathFactory) -> Generator[LiveRollout]
 
 @pytest.fixture(scope="module")
 def random_model(tmp_path_factory: pytest.TempPathFactory) -> Generator[LiveRollout]:
-    """Weights at random, large enough that each token has an opinion."""
-    folder = save_scripted_model(tmp_path_factory.mktemp("random"), {}, chat_template=TEMPLATE)
-    config = Qwen3Config.from_pretrained(folder)
-    config.initializer_range = 0.3
-    torch.manual_seed(1)
-    Qwen3ForCausalLM(config).save_pretrained(folder)
+    folder = save_random_model(tmp_path_factory.mktemp("random"), chat_template=TEMPLATE)
     with live_rollout(folder, tmp_path_factory.mktemp("logs")) as running:
         yield running
 

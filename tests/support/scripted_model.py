@@ -30,6 +30,16 @@ MODEL_ARGS = (
 )
 
 
+def save_random_model(folder: Path, *, chat_template: str = CHATML_TEMPLATE) -> Path:
+    """A folder with weights at random, large enough that each token has an opinion; returns it."""
+    save_scripted_model(folder, {}, chat_template=chat_template)
+    config = Qwen3Config.from_pretrained(folder)
+    config.initializer_range = 0.3
+    torch.manual_seed(1)
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
 def save_scripted_model(
     folder: Path, script: Script, *, chat_template: str = CHATML_TEMPLATE, context: int = 512
 ) -> Path:

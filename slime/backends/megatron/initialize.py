@@ -13,7 +13,7 @@ import torch.distributed as dist
 from megatron.core import tensor_parallel
 
 from slime.config.config import Config
-from slime.engines.rendezvous import interface_of, listening_store, local_address
+from slime.engines.rendezvous import interface_of, joined_store, listening_store, local_address
 from slime.errors import ConfigError
 from slime.training.interface import ParallelLayout
 
@@ -99,10 +99,7 @@ def _store(rank: int, world_size: int, host: str, port: int, timeout: timedelta)
     """Where the ranks meet: rank 0 listens at `host` alone, the others connect."""
     if rank == 0:
         return listening_store(host, port, world_size, timeout)
-    c10d: Any = dist  # torch exports no types of its stores
-    return c10d.TCPStore(
-        host, port, world_size, is_master=False, timeout=timeout, wait_for_workers=False
-    )
+    return joined_store(host, port, world_size, timeout)
 
 
 def seed_everything(seed: int, layout: ParallelLayout) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from slime.engines.control_requests import DistributedUpdate, WeightsGroup
-from slime.engines.rendezvous import gloo_group, local_address
+from slime.engines.rendezvous import gloo_group, joined_store, local_address
 from slime.errors import WeightSyncError
 
 # torch's stubs know little of process groups.
@@ -118,10 +118,7 @@ def _buffer(dtype: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def _connect(request: WeightsGroup, timeout: datetime.timedelta) -> Any:
-    store = dist.TCPStore(
-        request.master_address, request.master_port, request.world_size, is_master=False,
-        timeout=timeout, wait_for_workers=False,
-    )  # fmt: skip
+    store = joined_store(request.master_address, request.master_port, request.world_size, timeout)
     host = local_address(request.master_address, request.master_port)
     return gloo_group(
         store, request.group_name, request.rank, request.world_size, host=host, timeout=timeout

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor
 
 from slime.engines.checksum import checksums
+from slime.engines.rendezvous import joined_store
 from slime.engines.sglang.invitation import Invitation
 
 logger = logging.getLogger(__name__)
@@ -37,16 +37,8 @@ def answer_check(model: torch.nn.Module, invitation: Invitation) -> None:
     differ from what the server had made of the files are named: this proves that it has taken all of
     them, every bit.
     """
-    c10d: Any = dist  # torch exports no types of its stores
     timeout = datetime.timedelta(seconds=invitation.timeout_s)
-    store = c10d.TCPStore(
-        invitation.host,
-        invitation.port,
-        invitation.world_size,
-        is_master=False,
-        timeout=timeout,
-        wait_for_workers=False,
-    )
+    store = joined_store(invitation.host, invitation.port, invitation.world_size, timeout)
     try:
         answer = _check(model, Path(json.loads(store.get(FILES_KEY))))
     except Exception as error:

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from slime.engines.checksum import checksums
-from slime.engines.rendezvous import gloo_group, local_address
+from slime.engines.rendezvous import gloo_group, joined_store, local_address
 from slime.engines.sglang.copies import Copies, Layout
 from slime.engines.sglang.file_check import answer_check, emptied, own_checksums
 from slime.engines.sglang.invitation import (
@@ -100,15 +100,7 @@ class _Member:
 
     def __init__(self, invitation: Invitation) -> None:
         timeout = datetime.timedelta(seconds=invitation.timeout_s)
-        c10d: Any = dist  # torch exports no types of these
-        store = c10d.TCPStore(
-            invitation.host,
-            invitation.port,
-            invitation.world_size,
-            is_master=False,
-            timeout=timeout,
-            wait_for_workers=False,
-        )
+        store = joined_store(invitation.host, invitation.port, invitation.world_size, timeout)
         self._store = store
         self._rank = invitation.rank
         store.set(join_key(invitation.rank), "")
@@ -187,7 +179,7 @@ def make_group(invitation: Invitation, store: Any) -> Any:
     Raises:
         RuntimeError: a member is missing at the deadline.
     """
-    c10d: Any = dist
+    c10d: Any = dist  # torch exports no types of these
     timeout = datetime.timedelta(seconds=invitation.timeout_s)
     rank, world_size = invitation.rank, invitation.world_size
     if invitation.way == "gloo":
