@@ -9,6 +9,7 @@ the standard library and `packages`.
 """
 
 import asyncio
+import contextlib
 import itertools
 import json
 import logging
@@ -54,6 +55,7 @@ class _Job:
     cpu_s: int
     wall_s: float
     done: "Future[list[Result]]" = field(default_factory=Future["list[Result]"])
+    has_slot: bool = False
     files: dict[int, Files] = field(default_factory=dict[int, Files])
     order: list[int] = field(default_factory=list[int])
     results: dict[int, Result] = field(default_factory=dict[int, Result])
@@ -182,6 +184,9 @@ class Sandbox:
 
     def _submit(self, job: _Job) -> None:
         with self._lock:
+            if self._link is None:  # it died between the start and now
+                self._finish(job, SandboxError("the sandbox died before it took the program"))
+                return
             self._queue.append(job)
             self._send_next()
 
@@ -192,6 +197,7 @@ class Sandbox:
             if job.done.done():
                 continue
             self._num_running += 1
+            job.has_slot = True
             try:
                 self._send(self._link, job)
             except OSError as error:
@@ -225,27 +231,33 @@ class Sandbox:
         with self._lock:
             for number in job.order:
                 if number in self._running and self._link:
-                    self._link.send(json.dumps({"op": "kill", "id": number}).encode())
+                    with contextlib.suppress(OSError):  # gone, and its programs with it
+                        self._link.send(json.dumps({"op": "kill", "id": number}).encode())
 
     def _listen(self, link: socket.socket, process: "subprocess.Popen[bytes]") -> None:
-        """Take results until the template is gone, then fail what ran."""
-        while True:
-            try:
-                message = link.recv(_MAX_MESSAGE)
-            except OSError:
-                break
-            if not message:
-                break
-            self._take(json.loads(message))
-        with self._lock:
-            if self._link is link:
-                self._link = None
+        """Take results until the template is gone."""
+        try:
+            while message := link.recv(_MAX_MESSAGE):
+                self._take(json.loads(message))
+        except ConnectionError:
+            pass
+        except Exception:
+            logger.exception("sandbox: a result that cannot be taken ends this template")
+        finally:
+            self._lose(link)
             link.close()
+            process.wait()
+
+    def _lose(self, link: socket.socket) -> None:
+        """Fail all that runs and waits, unless a new template has taken over."""
+        with self._lock:
+            if self._link is not link:
+                return
+            self._link = None
             error = SandboxError("the sandbox died while the program ran; the next gets a new one")
             for job in {*self._running.values(), *self._queue}:
                 self._finish(job, error)
             self._queue.clear()
-        process.wait()
 
     def _take(self, end: dict[str, Any]) -> None:
         with self._lock:
@@ -261,7 +273,7 @@ class Sandbox:
 
     def _finish(self, job: _Job, error: Exception | None) -> None:
         """Close a job's files and tell its caller; the lock is held."""
-        if job.files:
+        if job.has_slot:
             self._num_running -= 1
         for number, files in job.files.items():
             self._running.pop(number, None)
@@ -277,11 +289,12 @@ class Sandbox:
         """End all programs; those who wait for them get a SandboxError."""
         with self._lock:
             link, process = self._link, self._process
-            self._link = self._process = None
-            if link is not None:
+            if link is None or process is None:
+                return
+            with contextlib.suppress(OSError):  # the template may be gone
                 link.shutdown(socket.SHUT_RDWR)
-        if process is not None:
-            process.wait()
+            self._lose(link)
+        process.wait()
 
 
 def _first_message(link: socket.socket) -> dict[str, Any]:

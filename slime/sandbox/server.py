@@ -79,12 +79,15 @@ class Template:
 
     def run(self) -> None:
         """Until the other side is gone."""
+        poll = select.poll()  # `select.select` takes no descriptor above 1,023
+        poll.register(self._link, select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
         while True:
-            ready, _, _ = select.select([self._link, self._wake], [], [], self._patience())
+            ready = {descriptor for descriptor, _ in poll.poll(self._patience_ms())}
             if self._wake in ready:
                 os.read(self._wake, 4096)
             self._reap()
-            if self._link in ready and not self._take():
+            if self._link.fileno() in ready and not self._take():
                 return
             self._watch()
 
@@ -153,13 +156,13 @@ class Template:
                 continue
             os.kill(item.pid, signal.SIGKILL)
 
-    def _patience(self) -> float | None:
+    def _patience_ms(self) -> float | None:
         if not self._running:
             return None
         if self._users is None:  # then nothing but this watch bounds a program's threads
-            return _THREAD_LOOK_S
+            return 1000 * _THREAD_LOOK_S
         soonest = min(item.deadline for item in self._running.values())
-        return max(soonest - time.monotonic(), 0.0)
+        return 1000 * max(soonest - time.monotonic(), 0.0)
 
     def _probe(self) -> list[str]:
         """Further layers that a process had when it was locked; it must then be able to do nothing."""

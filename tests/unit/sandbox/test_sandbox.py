@@ -1,5 +1,6 @@
 import asyncio
 import os
+import resource
 import signal
 import sys
 import time
@@ -160,3 +161,50 @@ async def test_no_descriptor_is_left_open(sandbox: Sandbox) -> None:
     await asyncio.gather(*(sandbox.run("pass") for _ in range(20)))
     await sandbox.test("x = 1", "assert x == 1")
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+async def test_it_starts_in_a_process_with_a_thousand_open_descriptors() -> None:
+    wanted = 1200
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2 * wanted:
+        pytest.skip(f"this machine allows a process {hard} descriptors")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2 * wanted), hard))
+    many = [os.open("/dev/null", os.O_RDONLY) for _ in range(wanted)]
+    box = Sandbox(max_programs=1)
+    try:
+        result = await asyncio.wait_for(box.run("print(1)"), 60)
+        assert result.stdout == "1\n"
+    finally:
+        box.close()
+        for descriptor in many:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_a_program_that_comes_just_after_the_death_is_told() -> None:
+    box = Sandbox(max_programs=1)
+    await box.run("pass")
+    started = box.start
+    # What a death between the start and the program leaves.
+    box.start = lambda: (started(), box.close())[0]  # pyright: ignore[reportAttributeAccessIssue]
+    box.close()
+    with pytest.raises(SandboxError, match="before it took the program"):
+        await asyncio.wait_for(box.run("pass"), 60)
+
+
+async def test_a_message_that_cannot_be_read_fails_what_runs(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    box = Sandbox(max_programs=2)
+    await box.run("pass")
+
+    def broken(_: object) -> None:
+        raise ValueError("this test breaks it")
+
+    monkeypatch.setattr(box, "_take", broken)
+    with pytest.raises(SandboxError, match="died while the program ran"):
+        await asyncio.wait_for(asyncio.gather(box.run("pass"), box.run("pass")), 60)
+    assert "this test breaks it" in caplog.text
+    monkeypatch.undo()
+    assert (await box.run("print(1)")).stdout == "1\n"
+    box.close()
