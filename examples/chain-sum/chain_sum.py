@@ -32,10 +32,22 @@ def last_number(text: str) -> str | None:
     return str(int(found[-1])) if found else None
 
 
-async def reward(args: Any, sample: Any, **kwargs: Any) -> float:
-    """1.0 when the last number of the answer is the result and the model ended the answer itself."""
+def likeness(found: str | None, label: str) -> float:
+    """The share of characters at their place, 0.0 when there are more or fewer of them."""
+    if found is None or len(found) != len(label):
+        return 0.0
+    return sum(a == b for a, b in zip(found, label, strict=True)) / len(label)
+
+
+async def reward(args: Any, sample: Any, **kwargs: Any) -> dict[str, float]:
+    """`right`: 1.0 when the last number of the answer is the result and the model ended the answer itself, else 0.0.
+
+    `score`: the same, but a wrong number has half its likeness: two digits are learned one by one.
+    """
     is_ended = sample.status == sample.Status.COMPLETED
-    return float(is_ended and last_number(sample.response) == sample.label)
+    found = last_number(sample.response) if is_ended else None
+    right = float(found == sample.label)
+    return {"right": right, "score": right or likeness(found, sample.label) / 2}
 
 
 def problems(seed: int) -> Iterator[tuple[tuple[int, int], str, str]]:

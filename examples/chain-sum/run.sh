@@ -21,7 +21,7 @@ export PYTHONPATH="${root}/examples/chain-sum${PYTHONPATH:+:${PYTHONPATH}}"
 source "${root}/scripts/models/smollm2-135M.sh"
 
 case "${PLACE:-together}" in
-   together) PLACE_ARGS=(--colocate --sglang-mem-fraction-static 0.4) ;;
+   together) PLACE_ARGS=(--colocate --no-offload-train --no-offload-rollout --sglang-mem-fraction-static 0.4) ;;
    apart) PLACE_ARGS=(--rollout-num-gpus 1 --sglang-mem-fraction-static 0.7) ;;
    *) echo "PLACE is together or apart, not ${PLACE}" >&2 && exit 2 ;;
 esac
@@ -30,7 +30,7 @@ ARGS=(
    --hf-checkpoint "${model}" --run-dir "${run}" --save "${run}/checkpoints" --save-hf "${run}/hf"
    --seed 0 --rollout-seed 0
    --prompt-data "${data}/train.jsonl" --input-key prompt --label-key label --apply-chat-template --rollout-shuffle
-   --custom-rm-path chain_sum.reward
+   --custom-rm-path chain_sum.reward --reward-key score --eval-reward-key right
    --num-rollout 300 --rollout-batch-size 64 --n-samples-per-prompt 16 --global-batch-size 512
    --rollout-max-response-len 32 --rollout-temperature 1
    --eval-interval 20 --eval-prompt-data held_out "${data}/held_out.jsonl"

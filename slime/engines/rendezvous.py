@@ -16,6 +16,21 @@ import psutil
 from slime.errors import EngineUnavailable
 
 _BACKLOG = 1024
+_reserved: dict[tuple[str, int], socket.socket] = {}
+
+
+def reserve_port(host: str) -> int:
+    """A port of `host` that is this process's from now on, for one `listening_store` there.
+
+    Between a look for a free port and its use, seconds later, any connection of the machine may get it.
+
+    Raises:
+        EngineUnavailable: `host` is no address of this machine.
+    """
+    listener = _listener(host, 0)
+    port: int = listener.getsockname()[1]
+    _reserved[host, port] = listener
+    return port
 
 
 def listening_store(host: str, port: int, world_size: int, timeout: datetime.timedelta) -> Any:
@@ -24,22 +39,29 @@ def listening_store(host: str, port: int, world_size: int, timeout: datetime.tim
     `TCPStore(host, port, is_master=True)` takes `host` for its own connection only and listens on
     all interfaces, where anybody in the network could misdirect the members.
 
+    Args:
+        port: of `reserve_port`, or one that is free.
+
     Raises:
         EngineUnavailable: the port is taken, or `host` is no address of this machine.
     """
     dist: Any = import_module("torch.distributed")  # torch exports no types of its stores
+    listener = _reserved.pop((host, port), None) or _listener(host, port)
+    return dist.TCPStore(
+        host, port, world_size, is_master=True, timeout=timeout, wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )  # fmt: skip
+
+
+def _listener(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
     except OSError as error:
         raise EngineUnavailable(
             f"cannot listen at {host}:{port} for the members of a process group: {error}; another "
             "process may have taken the port meanwhile, so start again"
         ) from error
-    return dist.TCPStore(
-        host, port, world_size, is_master=True, timeout=timeout, wait_for_workers=False,
-        master_listen_fd=listener.detach(),
-    )  # fmt: skip
 
 
 def joined_store(host: str, port: int, world_size: int, timeout: datetime.timedelta) -> Any:

@@ -5,6 +5,7 @@ has the weights, and only the driver talks to both.
 """
 
 import logging
+import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -15,6 +16,9 @@ from slime.orchestration.waiting import wait_for
 logger = logging.getLogger(__name__)
 
 MAX_SYNC_ATTEMPTS = 3
+# A death may show later than what it did to the sync: a process that holds a card takes seconds to go.
+DEATH_SHOWS_S = 10.0
+LOOK_AGAIN_S = 0.5
 # An engine may die again while it gets its weights; when it never works, something else is wrong.
 MAX_FAILED_RESTORES = 5
 MARGIN_S = 30.0
@@ -87,10 +91,14 @@ class Recovery:
     Args:
         engines: the rollout side.
         weights: the trainer.
+        death_shows_s: how long after a failed sync the death of an engine may show.
     """
 
-    def __init__(self, engines: Engines, weights: Weights) -> None:
+    def __init__(
+        self, engines: Engines, weights: Weights, *, death_shows_s: float = DEATH_SHOWS_S
+    ) -> None:
         self._engines = engines
+        self._death_shows_s = death_shows_s
         self._weights = weights
         self._connected: tuple[Server, ...] | None = None
         self._current: set[Server] = set()
@@ -157,13 +165,21 @@ class Recovery:
                 return self._sync(servers)
             except FAILURES as error:
                 self._connected = None
-                if attempt == MAX_SYNC_ATTEMPTS or self._engines.bring_up() == servers:
+                if attempt == MAX_SYNC_ATTEMPTS or self._all_live(servers):
                     raise
                 logger.warning(
                     "an engine died while it got new weights (%s): sending them again",
                     _first_line(error),
                 )
         raise AssertionError("the loop returns or raises")
+
+    def _all_live(self, servers: tuple[Server, ...]) -> bool:
+        deadline = time.monotonic() + self._death_shows_s
+        while self._engines.bring_up() == servers:
+            if time.monotonic() >= deadline:
+                return True
+            time.sleep(LOOK_AGAIN_S)
+        return False
 
     def _sync(self, servers: tuple[Server, ...]) -> SyncResult:
         is_new = servers != self._connected

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from slime.config.config import Config
 from slime.config.quantization import is_quantized_checkpoint
-from slime.engines.servers import free_port
+from slime.engines.rendezvous import reserve_port
 from slime.observability.doctor import register_process
 from slime.observability.garbage import settle_memory
 from slime.observability.logging import setup_logging
@@ -92,10 +92,14 @@ class TrainActor:
         self._is_proven = False
 
     def prepare(self) -> tuple[str, int]:
-        """Import the training stack (seconds); returns address and a free port for the process group's store."""
+        """Import the training stack (seconds); returns address and port of the process group's store.
+
+        The port is reserved in rank 0, which will listen there, and 0 in the others.
+        """
         import slime.backends.megatron.trainer  # noqa: F401 (imported early, while the engines start)
 
-        return node_address(), free_port(node_address())
+        host = node_address()
+        return host, reserve_port(host) if self._rank == 0 else 0
 
     def start(self, config: Config, master_addr: str, master_port: int) -> int:
         """Build and load the model; returns the first rollout to run. Collective over all ranks."""

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from slime.engines.control import EngineControl
-from slime.engines.rendezvous import listening_store
-from slime.engines.servers import free_port
+from slime.engines.rendezvous import listening_store, reserve_port
 from slime.engines.sglang.file_check import FILES_KEY, check_key
 from slime.engines.sglang.invitation import Invitation
 from slime.errors import WeightSyncError
@@ -49,7 +48,7 @@ class FileCheck:
             ranks.append(range(end, end + size))
             end += size
         timeout = datetime.timedelta(seconds=self._timeout_s)
-        port = free_port(self._host)
+        port = reserve_port(self._host)
         store = listening_store(self._host, port, end, timeout)
         store.set(FILES_KEY, json.dumps(str(folder)))
         self._requests.start(

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from slime.engines.control import Answer, EngineControl, collect
 from slime.engines.control_requests import FLATTENED
-from slime.engines.rendezvous import gloo_group, listening_store
-from slime.engines.servers import free_port
+from slime.engines.rendezvous import gloo_group, listening_store, reserve_port
 from slime.errors import EngineError, WeightSyncError
 from slime.weights.transport import Bucket
 
@@ -67,7 +66,7 @@ class GlooTransport:
         """
         # The others would wait for a dead one until the deadline of joining, and we with them.
         self._control.get_all("/health", timeout_s=HEALTH_TIMEOUT_S)
-        port = free_port(self._host)
+        port = reserve_port(self._host)
         world_size = len(self._control.urls) + 1
         joins = self._control.start_post_all(
             "/init_weights_update_group",

@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slime.engines.rendezvous import listening_store
-from slime.engines.servers import free_port
+from slime.engines.rendezvous import listening_store, reserve_port
 from slime.engines.sglang.invitation import (
     Invitation,
     Way,
@@ -115,7 +114,7 @@ class Sender:
         check: Callable[[], None],
     ) -> None:
         name = f"slime-weights-{time.time_ns()}-{next(_numbers)}"
-        self.address = Address(host, free_port(host), name, way, num_receivers, timeout_s)
+        self.address = Address(host, reserve_port(host), name, way, num_receivers, timeout_s)
         timeout = datetime.timedelta(seconds=timeout_s)
         self._store: Any = listening_store(host, self.address.port, num_receivers + 1, timeout)
         self._check = check

@@ -22,29 +22,33 @@ def chain_sum() -> ModuleType:
 
 
 @pytest.mark.parametrize(
-    ("response", "reward"),
+    ("response", "right", "score"),
     [
-        ("-7", 1.0),
-        ("The answer is -7.", 1.0),
-        ("5 - 12 = -7<|im_end|>", 1.0),
-        ("5 \u2212 12 = \u22127", 1.0),
-        ("-07", 1.0),
-        ("7", 0.0),
-        ("-7 or 8", 0.0),
-        ("-70", 0.0),
-        ("", 0.0),
+        ("-17", 1.0, 1.0),
+        ("The answer is -17.", 1.0, 1.0),
+        ("5 - 22 = -17<|im_end|>", 1.0, 1.0),
+        ("5 \u2212 22 = \u221217", 1.0, 1.0),
+        ("-017", 1.0, 1.0),
+        ("17", 0.0, 0.0),
+        ("-17 or 8", 0.0, 0.0),
+        ("-170", 0.0, 0.0),
+        ("-18", 0.0, 1 / 3),
+        ("117", 0.0, 1 / 3),
+        ("-20", 0.0, 1 / 6),
+        ("", 0.0, 0.0),
     ],
 )
 async def test_the_last_number_is_the_answer(
-    chain_sum: ModuleType, response: str, reward: float
+    chain_sum: ModuleType, response: str, right: float, score: float
 ) -> None:
-    sample = Sample(response=response, label="-7", status=Sample.Status.COMPLETED)
-    assert await chain_sum.reward(None, sample) == reward
+    sample = Sample(response=response, label="-17", status=Sample.Status.COMPLETED)
+    found = await chain_sum.reward(None, sample)
+    assert found == {"right": right, "score": pytest.approx(score)}
 
 
 async def test_an_answer_without_an_end_earns_nothing(chain_sum: ModuleType) -> None:
     sample = Sample(response="-7", label="-7", status=Sample.Status.TRUNCATED)
-    assert await chain_sum.reward(None, sample) == 0.0
+    assert await chain_sum.reward(None, sample) == {"right": 0.0, "score": 0.0}
 
 
 def test_a_tenth_of_the_pairs_is_held_out_in_either_order(chain_sum: ModuleType) -> None:

@@ -1,10 +1,17 @@
 """Addresses, interfaces and ports of this machine."""
 
+import datetime
 import socket
 
 import pytest
 
-from slime.engines.rendezvous import address_towards, interface_of
+from slime.engines.rendezvous import (
+    address_towards,
+    interface_of,
+    joined_store,
+    listening_store,
+    reserve_port,
+)
 from slime.engines.servers import free_port
 from slime.errors import EngineUnavailable
 
@@ -38,3 +45,20 @@ def test_a_row_of_ports_is_free() -> None:
 def test_an_address_of_another_machine_has_no_free_port() -> None:
     with pytest.raises(EngineUnavailable, match=r"192\.0\.2\.1 has no 2 free ports in a row"):
         free_port("192.0.2.1", count=2)
+
+
+def test_nobody_else_gets_a_reserved_port_until_a_store_listens_there() -> None:
+    timeout = datetime.timedelta(seconds=10)
+    port = reserve_port("127.0.0.1")
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", port))
+    store = listening_store("127.0.0.1", port, 2, timeout)
+    store.set("word", "there")
+    assert joined_store("127.0.0.1", port, 2, timeout).get("word") == b"there"
+    with pytest.raises(EngineUnavailable, match="another process may have taken the port"):
+        listening_store("127.0.0.1", port, 2, timeout)
+
+
+def test_a_port_of_another_machine_cannot_be_reserved() -> None:
+    with pytest.raises(EngineUnavailable, match=r"cannot listen at 192\.0\.2\.1:0"):
+        reserve_port("192.0.2.1")

@@ -117,8 +117,15 @@ def test_an_engine_that_dies_in_a_sync_makes_it_start_again_without_it():
 def test_a_sync_that_fails_with_all_engines_alive_is_an_error():
     engines, weights = FakeEngines(("a", "b")), FakeWeights(WeightSyncError("checksum"))
     with pytest.raises(WeightSyncError, match="checksum"):
-        Recovery(engines, weights).update_weights()
+        Recovery(engines, weights, death_shows_s=0.0).update_weights()
     assert engines.admitted == []
+
+
+def test_a_death_may_show_later_than_what_it_did_to_the_sync():
+    engines = FakeEngines(("a", "b"), ("a", "b"), ("a",))
+    weights = FakeWeights(WeightSyncError("connection reset"))
+    Recovery(engines, weights).update_weights()
+    assert weights.calls == ["connect a b", "update", "connect a", "update"]
 
 
 def test_engines_that_came_back_in_a_round_get_weights_one_by_one_and_serve():
