@@ -96,7 +96,10 @@ class TrainActor:
 
         The port is reserved in rank 0, which will listen there, and 0 in the others.
         """
-        import slime.backends.megatron.trainer  # noqa: F401 (imported early, while the engines start)
+        # Early, while the engines start, and before `random` has its seed: rich, which httpx brings, draws a
+        # number from it when it is imported, and a resumed run would draw once more than one never ended.
+        import slime.backends.megatron.trainer
+        import slime.orchestration.ways  # noqa: F401
 
         host = node_address()
         return host, reserve_port(host) if self._rank == 0 else 0
