@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from support.train_runs import MODEL_ARGS, QUICKSTART, ROOT, RUN_TIMEOUT_S, Work
+
+pytestmark = pytest.mark.runs
 
 FLAGS = (
     "--device cpu --actor-num-gpus-per-node 1 --hf-checkpoint {work}/model --rollout-num-gpus 1 "

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from support.train_runs import Run
 
+pytestmark = pytest.mark.runs
+
 # One answer at a time, and long ones: a round takes several times as long as a training step.
 FLAGS = (
     "--hf-checkpoint {work}/model --rollout-num-gpus 1 --prompt-data {work}/data/train.jsonl --input-key prompt "
