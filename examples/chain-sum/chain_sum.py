@@ -18,6 +18,8 @@ from typing import Any
 
 NUMBER = re.compile(r"-?\d+")
 HELD_OUT_TENTHS = 1
+# In every prompt: without them the model begins one answer in twenty with a minus where it needs one.
+EXAMPLES = "38 + 45 = 83\n62 - 27 = 35\n27 - 62 = -35\n8 - 51 = -43\n\n"
 
 
 def is_held_out(numbers: tuple[int, int]) -> bool:
@@ -33,10 +35,11 @@ def last_number(text: str) -> str | None:
 
 
 def likeness(found: str | None, label: str) -> float:
-    """The share of characters at their place, 0.0 when there are more or fewer of them."""
-    if found is None or len(found) != len(label):
+    """The share of sign and digits that are right, 0.0 when there are more or fewer digits."""
+    if found is None or len(found.lstrip("-")) != len(label.lstrip("-")):
         return 0.0
-    return sum(a == b for a, b in zip(found, label, strict=True)) / len(label)
+    ours, theirs = f"{int(found):+d}", f"{int(label):+d}"
+    return sum(a == b for a, b in zip(ours, theirs, strict=True)) / len(theirs)
 
 
 async def reward(args: Any, sample: Any, **kwargs: Any) -> dict[str, float]:
@@ -73,7 +76,7 @@ def write_data(folder: Path, *, seed: int, num_train: int, num_held_out: int) ->
     train: dict[str, None] = {}
     held_out: dict[str, None] = {}
     for numbers, question, answer in problems(seed):
-        row = {"prompt": [{"role": "user", "content": question}], "label": answer}
+        row = {"prompt": [{"role": "user", "content": EXAMPLES + question}], "label": answer}
         side, size = (held_out, num_held_out) if is_held_out(numbers) else (train, num_train)
         if len(side) < size:
             side[json.dumps(row)] = None

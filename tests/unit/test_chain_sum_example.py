@@ -29,11 +29,11 @@ def chain_sum() -> ModuleType:
         ("5 - 22 = -17<|im_end|>", 1.0, 1.0),
         ("5 \u2212 22 = \u221217", 1.0, 1.0),
         ("-017", 1.0, 1.0),
-        ("17", 0.0, 0.0),
+        ("17", 0.0, 1 / 3),
         ("-17 or 8", 0.0, 0.0),
         ("-170", 0.0, 0.0),
         ("-18", 0.0, 1 / 3),
-        ("117", 0.0, 1 / 3),
+        ("117", 0.0, 0.0),
         ("-20", 0.0, 1 / 6),
         ("", 0.0, 0.0),
     ],
@@ -56,3 +56,11 @@ def test_a_tenth_of_the_pairs_is_held_out_in_either_order(chain_sum: ModuleType)
     held_out = {pair for pair in pairs if chain_sum.is_held_out(pair)}
     assert 0.08 < len(held_out) / len(pairs) < 0.12
     assert held_out == {(b, a) for a, b in held_out}
+
+
+def test_the_examples_of_the_prompt_are_none_of_those_held_out(chain_sum: ModuleType) -> None:
+    shown = [line.split() for line in chain_sum.EXAMPLES.splitlines() if line]
+    assert len(shown) == 4
+    for first, sign, second, _, result in shown:
+        assert int(first) + (int(second) if sign == "+" else -int(second)) == int(result)
+        assert not chain_sum.is_held_out((int(first), int(second)))
