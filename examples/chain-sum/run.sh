@@ -31,7 +31,7 @@ ARGS=(
    --seed 0 --rollout-seed 0
    --prompt-data "${data}/train.jsonl" --input-key prompt --label-key label --apply-chat-template --rollout-shuffle
    --custom-rm-path chain_sum.reward --reward-key score --eval-reward-key right
-   --num-rollout 300 --rollout-batch-size 64 --n-samples-per-prompt 16 --global-batch-size 512
+   --num-rollout 300 --rollout-batch-size 256 --n-samples-per-prompt 8 --global-batch-size 256
    --rollout-max-response-len 32 --rollout-temperature 1
    --eval-interval 20 --eval-prompt-data held_out "${data}/held_out.jsonl"
    --n-samples-per-eval-prompt 1 --eval-temperature 0 --eval-max-response-len 32
