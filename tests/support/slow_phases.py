@@ -69,12 +69,12 @@ def before_train_step(*args: Any) -> None:
 
 def gather_slowly(args: Any) -> None:
     """For --custom-megatron-init-path: from now on weights of this rank take a while to gather."""
-    from slime.weights import sync
+    from slime.orchestration import ways
 
-    real = sync.sync_weights
+    real = ways.sync_weights
 
     def late(named: Iterator[Any]) -> Iterator[Any]:
         time.sleep(SYNC_S)
         yield from named
 
-    sync.sync_weights = lambda named, **rest: real(late(named), **rest)
+    ways.sync_weights = lambda named, **rest: real(late(named), **rest)
