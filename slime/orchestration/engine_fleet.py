@@ -24,7 +24,7 @@ from slime.engines.router import Router
 from slime.errors import EngineUnavailable
 from slime.orchestration.engine_actor import ENGINE_THREADS, EngineActor
 from slime.orchestration.engine_host import RayEngineHost
-from slime.orchestration.engine_watch import Engine, EngineWatch, Server
+from slime.orchestration.engine_watch import DEATH_SHOWS_S, Engine, EngineWatch, Server
 from slime.orchestration.external_host import ExternalHost
 from slime.orchestration.placement import Placement, engine_kind
 from slime.orchestration.ray_cluster import node_address
@@ -35,7 +35,6 @@ logger = logging.getLogger(__name__)
 STOP_TIMEOUT_S = 20.0
 # Each look costs a call of every engine's actor, which may share its cores with the engines.
 POLL_S = 1.0
-DEATH_SHOWS_S = 10.0
 
 
 class EngineFleet:
@@ -210,7 +209,6 @@ class EngineFleet:
             control.close()
         up = self._urls_up() if lost else urls
         deadline = time.monotonic() + DEATH_SHOWS_S
-        # What is known of a death may be older than the death.
         while set(lost) & set(up) and time.monotonic() < deadline:
             time.sleep(POLL_S)
             up = self._urls_up()

@@ -22,6 +22,8 @@ PROBE_WAIT_S = 0.05
 SURE_PROBE_WAIT_S = 2.0
 REGISTER_TIMEOUT_S = 5.0
 BRING_UP_POLL_S = 0.1
+# A death may show later than what it did to a request: a process that holds a card takes seconds to go.
+DEATH_SHOWS_S = 10.0
 # Something that never gets as far as to serve, or dies all the time, will not get better.
 MAX_FRUITLESS_STARTS = 5
 MAX_STARTS = 20

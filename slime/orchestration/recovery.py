@@ -10,14 +10,12 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from slime.errors import EngineUnavailable, WeightSyncError
-from slime.orchestration.engine_watch import Server
+from slime.orchestration.engine_watch import DEATH_SHOWS_S, Server
 from slime.orchestration.waiting import wait_for
 
 logger = logging.getLogger(__name__)
 
 MAX_SYNC_ATTEMPTS = 3
-# A death may show later than what it did to the sync: a process that holds a card takes seconds to go.
-DEATH_SHOWS_S = 10.0
 LOOK_AGAIN_S = 0.5
 # An engine may die again while it gets its weights; when it never works, something else is wrong.
 MAX_FAILED_RESTORES = 5
