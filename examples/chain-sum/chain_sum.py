@@ -18,7 +18,7 @@ from typing import Any
 
 NUMBER = re.compile(r"-?\d+")
 HELD_OUT_TENTHS = 1
-# In every prompt: without them the model begins one answer in twenty with a minus where it needs one.
+# In every prompt: they show answers below zero, which the model rarely begins with a minus by itself.
 EXAMPLES = "38 + 45 = 83\n62 - 27 = 35\n27 - 62 = -35\n8 - 51 = -43\n\n"
 
 

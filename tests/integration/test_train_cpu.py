@@ -101,7 +101,7 @@ def test_saved_rollouts_train_without_engines_and_on_two_ranks(first, train) -> 
     assert replay.code == 0, replay.output[-3000:]
     # The same data and the same initial weights: the steps are those of the first run's one rank.
     norms = first.series("train/grad_norm")
-    assert min(norms) > 1e-3
+    assert max(norms) > 1e-3  # coin flips: all of a step may be equal, and its norm is 0
     assert replay.series("train/grad_norm") == pytest.approx(norms, rel=1e-3)
 
 
