@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from support import user_losses
 from support.megatron_runs import (
     Reference,
     hf_log_probs,
@@ -23,6 +24,7 @@ from support.tiny_families import make_tiny_family
 from slime.data.batch import Ragged, RolloutBatch
 from slime.errors import ConfigError
 from slime.training.interface import ModelTag
+from slime.training.update import UpdateHooks, run_update
 
 pytestmark = pytest.mark.trainer
 
@@ -116,6 +118,20 @@ def test_log_probs_equal_those_of_transformers(case: str, folders: dict[str, str
     theirs = hf_log_probs(hf_model(folders[case]), data)
     for row, reference in zip(ours, theirs, strict=True):
         torch.testing.assert_close(row, reference, rtol=0.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_equal_those_of_transformers(case: str, folders: dict[str, str]) -> None:
+    own = ("--loss-type", "custom_loss", "--custom-loss-function-path", "support.user_losses.nll")
+    config = trainer_config(folders[case], *own)
+    trainer = start_trainer(config)
+    trainer.load()
+    run_update(trainer, batch(0), config, rollout_id=0, hooks=UpdateHooks(args=None))
+    seen, model = user_losses.SEEN, hf_model(folders[case])
+    with torch.no_grad():
+        theirs = [model(row[None]).logits[0] for row in seen["batch"]["unconcat_tokens"]]
+    ours = seen["logits"][0, : sum(map(len, theirs))].detach()  # a card pads the pack
+    torch.testing.assert_close(ours, torch.cat(theirs), rtol=0.0, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", CASES)
