@@ -31,7 +31,7 @@ def used() -> float:
 
 def digest(trainer: Any) -> int:
     """Sum of all bits of weights and of Adam's numbers, as integers."""
-    from slime.backends.megatron.optimizer import torch_optimizers
+    from slime.backends.megatron.optimizer.distributed import torch_optimizers
 
     tensors = [p.data for chunk in trainer._bare for p in chunk.parameters()]
     for optimizer in torch_optimizers(trainer._optimizer):

@@ -260,7 +260,7 @@ def attention_name(words: str) -> str:
     """The attention kernel in use."""
     if "transformer_engine" in words:
         return "TransformerEngine"
-    from slime.backends.megatron.attention import flash_attention_4
+    from slime.backends.megatron.layers.attention import flash_attention_4
 
     return "torch varlen_attn" if flash_attention_4() is None else "flash-attn-4"
 

@@ -131,7 +131,7 @@ def run_rank(options: argparse.Namespace, rank: int) -> None:
 
 def drop_gradients(trainer: Any) -> None:
     """Their memory: a sync reads none of them, and a big model leaves no room for both sides' weights."""
-    from slime.backends.megatron.optimizer import gradient_buffers
+    from slime.backends.megatron.optimizer.distributed import gradient_buffers
 
     for chunk in trainer._model:
         for buffer in gradient_buffers(chunk):

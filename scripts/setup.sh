@@ -131,7 +131,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import transformers.models.qwen3.modeling_qwen3' 2>/dev/null &
   "$VENV/bin/python" -W ignore -c '
 import ray, aiohttp.web, httpx, math_verify, tensorboard.summary.writer.event_file_writer, rich.console
-from slime.backends.megatron.stock import load_megatron
+from slime.backends.megatron.process.stock import load_megatron
 load_megatron()
 import slime.orchestration.session' 2>/dev/null || true # what cannot be imported says so where it is used
   wait $! || true

@@ -304,7 +304,7 @@ class TrainActor:
 
 def starts_like_engines(config: Config) -> bool:
     """Whether a run's first weights are those that its engines load, from the same files."""
-    from slime.backends.megatron.sources import find_source, resolve_start
+    from slime.backends.megatron.state.sources import find_source, resolve_start
 
     changes = {"load_format", "quantization", "dtype"} & set(config.sglang_argv)
     own = find_source(config.hf_checkpoint or "")

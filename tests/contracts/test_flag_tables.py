@@ -38,7 +38,7 @@ def test_megatron_table_is_that_of_the_installed_version(
 ) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    from slime.backends.megatron.stock import load_megatron
+    from slime.backends.megatron.process.stock import load_megatron
 
     load_megatron()  # with its answers for a CPU, which later files of this process want first
     assert load_table("megatron").version == metadata.version("megatron-core")

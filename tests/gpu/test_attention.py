@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from slime.backends.megatron.stock import load_megatron
+from slime.backends.megatron.process.stock import load_megatron
 
 load_megatron()
 
@@ -28,7 +28,7 @@ SPANS = [(200, 200), (200, 1600), (16, 16), (16, 128)]
 
 
 def kernels() -> list[str]:
-    from slime.backends.megatron.attention import flash_attention_4
+    from slime.backends.megatron.layers.attention import flash_attention_4
 
     return ["varlen_attn"] if flash_attention_4() is None else ["varlen_attn", "flash-attn-4"]
 
@@ -50,7 +50,7 @@ def naive(q: Tensor, k: Tensor, v: Tensor, spans: list[tuple[int, int]], scale: 
 
 
 def packed(spans: list[tuple[int, int]]) -> Any:
-    from slime.backends.megatron.pack import Packed
+    from slime.backends.megatron.packs.pack import Packed
 
     queries, keys = (
         torch.tensor([0, *x], device="cuda").cumsum(0).to(torch.int32)
@@ -76,7 +76,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 def test_outputs_and_gradients_equal_fp64(
     shape: str, spans: list[tuple[int, int]], kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from slime.backends.megatron import attention
+    from slime.backends.megatron.layers import attention
 
     if kernel not in kernels():
         pytest.skip("flash-attn-4 is not installed")

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from support.groups import groups
 from torch import Tensor
 
-from slime.backends.megatron.stock import load_megatron, without_warnings
+from slime.backends.megatron.process.stock import load_megatron, without_warnings
 
 load_megatron()
 
@@ -35,7 +35,7 @@ def loop(x: Tensor, counts: list[int], probs: Tensor, first: Tensor, second: Ten
 def test_outputs_and_gradients_equal_a_loop_in_fp64(counts: list[int]) -> None:
     from megatron.core.transformer.transformer_config import TransformerConfig
 
-    from slime.backends.megatron.experts import GroupedExperts
+    from slime.backends.megatron.layers.experts import GroupedExperts
 
     config = TransformerConfig(
         num_layers=1,

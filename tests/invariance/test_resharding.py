@@ -22,7 +22,7 @@ from torch import Tensor
 
 pytestmark = pytest.mark.trainer
 
-CHECKPOINTS = "slime.backends.megatron.checkpoint"
+CHECKPOINTS = "slime.backends.megatron.state.checkpoint"
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ def head_weight(hidden_size: int = 64) -> Tensor:
 
 def set_head(trainer: Any, weight: Tensor) -> None:
     """Give a critic this head, and the optimizer the same."""
-    from slime.backends.megatron.critic import ValueHead
+    from slime.backends.megatron.passes.critic import ValueHead
 
     for chunk in trainer._bare:
         head = getattr(chunk, "output_layer", None)

@@ -24,7 +24,7 @@ _TOLERANCE = {FP32: 5e-5, BF16: 2e-2}
 
 def check_norm(shape: tuple[int, ...], dtype: torch.dtype, layout: str = "plain") -> None:
     """RMS norm and its gradients against torch's."""
-    from slime.backends.megatron.fused.norm import rms_norm
+    from slime.backends.megatron.layers.fused.norm import rms_norm
 
     x, grad = _laid_out(shape, dtype, layout), _laid_out(shape, dtype, layout)
     weight = (1.0 + 0.3 * _randn(shape[-1:], dtype)).detach().requires_grad_()
@@ -41,7 +41,7 @@ def check_swiglu(
     rows: tuple[int, ...], size: int, dtype: torch.dtype, layout: str = "plain"
 ) -> None:
     """SwiGLU and its gradients against autograd's."""
-    from slime.backends.megatron.fused.swiglu import swiglu
+    from slime.backends.megatron.layers.fused.swiglu import swiglu
 
     x = _laid_out((*rows, 2 * size), dtype, layout).requires_grad_()
     _compare(swiglu, _naive_swiglu, (x,), _laid_out((*rows, size), dtype, layout))
@@ -49,7 +49,7 @@ def check_swiglu(
 
 def check_swiglu_of_experts(rows: int, size: int, dtype: torch.dtype) -> None:
     """The same with a probability for each row, which has a gradient too."""
-    from slime.backends.megatron.fused.swiglu import swiglu
+    from slime.backends.megatron.layers.fused.swiglu import swiglu
 
     x = _randn((rows, 2 * size), dtype).requires_grad_()
     probs = torch.rand(rows).requires_grad_()
@@ -74,7 +74,7 @@ def check_heads(
     dtype: torch.dtype = FP32,
 ) -> None:
     """Cutting, norm and rotation of heads, with gradients, against the parts one by one."""
-    from slime.backends.megatron.fused.heads import HeadLayout, split_heads
+    from slime.backends.megatron.layers.fused.heads import HeadLayout, split_heads
 
     layout = HeadLayout(groups, queries, size, 1e-6, interleaved)
     mixed = _randn((count, layout.stride), dtype).requires_grad_()
@@ -119,7 +119,7 @@ def _naive_rotation(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> T
 
 def check_gathered_rows(rows: int, taken: int, size: int, dtype: torch.dtype) -> None:
     """Rows gathered, and sums of gathered rows, -1 standing for none."""
-    from slime.backends.megatron.fused.rows import gather_rows, sum_rows
+    from slime.backends.megatron.layers.fused.rows import gather_rows, sum_rows
 
     x = _randn((size, rows), dtype).t()  # of another layout in memory
     index = torch.randint(0, rows, (taken,))

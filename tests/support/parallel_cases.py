@@ -280,7 +280,7 @@ def run_reshard(name: str, ranks: Ranks, folder: Path) -> dict[str, Any]:
     saved = weights_of(trainer)
     went_on = second_step(trainer, batch)
     trainer, batch = ranks.start(folder / case.model, f"{case.loaded} --load {checkpoint}")
-    with log_lines("slime.backends.megatron.checkpoint") as lines:
+    with log_lines("slime.backends.megatron.state.checkpoint") as lines:
         first_rollout = trainer.load()
     return {
         "saved": saved,

@@ -135,7 +135,7 @@ def run_torch_dist_case(name: str, folder: Path) -> dict[str, Any]:
     """Save the case's checkpoint in Megatron's other format."""
     from megatron.core import dist_checkpointing, parallel_state
 
-    from slime.backends.megatron.checkpoint import _DirectSave
+    from slime.backends.megatron.state.checkpoint import _DirectSave
 
     case, save = TORCH_DIST_CASES[name], checkpoint_of(folder, name)
     save.mkdir()
@@ -264,7 +264,7 @@ def main() -> None:
     """All named cases; a case that fails leaves its traceback and ends this process."""
     folder = Path(sys.argv[4])
     torch.set_num_threads(1)
-    from slime.backends.megatron import named_weights
+    from slime.backends.megatron.state import named_weights
 
     # It asks the other pipeline stages what they have, of which a group that sends nothing knows nothing.
     named_weights._check_complete = lambda *words: None

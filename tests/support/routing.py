@@ -65,7 +65,7 @@ def move_routers(named: Any) -> None:
 
 def move_trainers_routers(trainer: Any) -> None:
     """`move_routers` of a MegatronTrainer."""
-    from slime.backends.megatron.named_weights import global_weights
+    from slime.backends.megatron.state.named_weights import global_weights
 
     move_routers(global_weights(trainer._bare))
 

@@ -4,6 +4,6 @@ Importing this package imports Megatron (seconds). On a machine without CUDA its
 CPU answers first.
 """
 
-from slime.backends.megatron.stock import load_megatron
+from slime.backends.megatron.process.stock import load_megatron
 
 load_megatron()

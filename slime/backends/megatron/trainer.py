@@ -8,43 +8,43 @@ from typing import Any, Literal
 from megatron.training.global_vars import set_args
 from torch import Tensor
 
-from slime.backends.megatron.arguments import parse_megatron_args, refuse_unbuilt
-from slime.backends.megatron.checkpoint import (
-    TrainState,
-    load_model_weights,
-    load_train_state,
-    save_checkpoint,
-)
-from slime.backends.megatron.critic import HEAD_NAME
-from slime.backends.megatron.forward import LogProbOptions
-from slime.backends.megatron.initialize import (
-    choose_device,
-    join_process_group,
-    keep_freed_memory,
-    seed_everything,
-)
 from slime.backends.megatron.model import bare_model, build_model, find_architecture
-from slime.backends.megatron.named_weights import load_hf, named_weights, save_hf
-from slime.backends.megatron.offload import DeviceMemory
-from slime.backends.megatron.optimizer import (
+from slime.backends.megatron.optimizer.distributed import (
     build_optimizer,
     build_scheduler,
     guarded_step,
     reset_moments,
     zero_gradients,
 )
-from slime.backends.megatron.parallel import build_groups, dp_group
-from slime.backends.megatron.passes import Passes, sum_gradients
-from slime.backends.megatron.routing_replay import RoutingReplay
-from slime.backends.megatron.sources import (
+from slime.backends.megatron.optimizer.offload import DeviceMemory
+from slime.backends.megatron.passes.critic import HEAD_NAME
+from slime.backends.megatron.passes.forward import LogProbOptions
+from slime.backends.megatron.passes.micro_batches import Passes, sum_gradients
+from slime.backends.megatron.passes.routing_replay import RoutingReplay
+from slime.backends.megatron.passes.views import add_up
+from slime.backends.megatron.process.arguments import parse_megatron_args, refuse_unbuilt
+from slime.backends.megatron.process.initialize import (
+    choose_device,
+    join_process_group,
+    keep_freed_memory,
+    seed_everything,
+)
+from slime.backends.megatron.process.parallel import build_groups, dp_group
+from slime.backends.megatron.process.stock import without_warnings
+from slime.backends.megatron.state.checkpoint import (
+    TrainState,
+    load_model_weights,
+    load_train_state,
+    save_checkpoint,
+)
+from slime.backends.megatron.state.named_weights import load_hf, named_weights, save_hf
+from slime.backends.megatron.state.sources import (
     Source,
     find_source,
     reference_source,
     resolve_start,
 )
-from slime.backends.megatron.stock import without_warnings
-from slime.backends.megatron.views import add_up
-from slime.backends.megatron.weight_copies import WeightCopies
+from slime.backends.megatron.state.weight_copies import WeightCopies
 from slime.config.config import Config
 from slime.data.batch import RolloutBatch
 from slime.errors import CheckpointError, ConfigError

@@ -96,7 +96,7 @@ ABSENT = {
 
 @functools.cache
 def _megatron_parser() -> argparse.ArgumentParser:
-    from slime.backends.megatron.stock import without_warnings
+    from slime.backends.megatron.process.stock import without_warnings
 
     with without_warnings():
         from megatron.training.arguments import add_megatron_arguments

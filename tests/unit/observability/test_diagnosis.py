@@ -9,7 +9,7 @@ Thread 0x00000000000000aa (most recent call first):
 Current thread 0x00000000000000bb (most recent call first):
   File "/v/site-packages/torch/distributed/distributed_c10d.py", line 2810 in all_reduce
   File "/v/site-packages/torch/distributed/c10d_logger.py", line 83 in wrapper
-  File "/v/slime/backends/megatron/passes.py", line 88 in reduce
+  File "/v/slime/backends/megatron/passes/micro_batches.py", line 88 in reduce
 """
 _IN_HOOK = """\
 Current thread 0x00000000000000bb (most recent call first):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from support.megatron_runs import make_tiny_qwen3, trainer_config
 
-from slime.backends.megatron.arguments import parse_megatron_args
+from slime.backends.megatron.process.arguments import parse_megatron_args
 from slime.config.config import Config
 from slime.errors import ConfigError
 

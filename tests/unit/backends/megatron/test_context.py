@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from slime.backends.megatron.context import (
+from slime.backends.megatron.packs.context import (
     ContextPlan,
     context_plan,
     local_tokens,

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from slime.backends.megatron import cpu
+from slime.backends.megatron.process import cpu
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="nothing is changed with CUDA")
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import slime.backends.megatron  # noqa: F401 (gives Megatron its answers for a CPU first)
-from slime.backends.megatron.dispatch import Places, _on_this_rank
+from slime.backends.megatron.layers.dispatch import Places, _on_this_rank
 
 TOKENS, EXPERTS, CHOSEN, HIDDEN = 9, 5, 2, 4
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from support.groups import groups
 from torch import Tensor
 
-from slime.backends.megatron.stock import load_megatron, without_warnings
+from slime.backends.megatron.process.stock import load_megatron, without_warnings
 from slime.errors import ConfigError
 
 load_megatron()
@@ -35,7 +35,7 @@ def config(num_experts: int, **changes: Any) -> Any:
 
 
 def experts(num_experts: int, **changes: Any) -> Any:
-    from slime.backends.megatron.experts import GroupedExperts
+    from slime.backends.megatron.layers.experts import GroupedExperts
 
     made = GroupedExperts(num_experts, config(num_experts, **changes), pg_collection=groups())
     generator = torch.Generator().manual_seed(0)
@@ -100,7 +100,7 @@ def test_rows_that_no_grouped_product_takes_are_refused() -> None:
 
 @without_warnings()
 def test_bias_of_the_router_stays_fp32_in_a_bf16_model() -> None:
-    from slime.backends.megatron.experts import Router
+    from slime.backends.megatron.layers.experts import Router
 
     changes = {"moe_router_enable_expert_bias": True, "moe_router_score_function": "sigmoid"}
     router = torch.nn.Sequential(Router(config(4, **changes), pg_collection=groups()))

@@ -8,7 +8,7 @@ import types
 import pytest
 import torch
 
-from slime.backends.megatron import gradient_accumulation as module
+from slime.backends.megatron.process import gradient_accumulation as module
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

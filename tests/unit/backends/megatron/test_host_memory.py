@@ -5,7 +5,7 @@ import mmap
 import pytest
 import torch
 
-from slime.backends.megatron.host_memory import HostMemory, host_memory_for, padded_bytes
+from slime.backends.megatron.optimizer.host_memory import HostMemory, host_memory_for, padded_bytes
 
 
 def test_parts_have_the_shape_asked_for_and_share_nothing() -> None:

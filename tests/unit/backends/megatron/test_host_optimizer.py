@@ -41,7 +41,7 @@ def steps(trainer: Any, *seeds: int) -> list[dict[str, float]]:
 
 
 def moments(trainer: Any) -> list[torch.Tensor]:
-    from slime.backends.megatron.optimizer import torch_optimizers
+    from slime.backends.megatron.optimizer.distributed import torch_optimizers
 
     return [
         state[name].cpu()
@@ -53,7 +53,7 @@ def moments(trainer: Any) -> list[torch.Tensor]:
 
 def hosted_share(trainer: Any) -> float:
     """The share of the numbers that the optimizer has on the host."""
-    from slime.backends.megatron.optimizer import megatron_optimizers
+    from slime.backends.megatron.optimizer.distributed import megatron_optimizers
 
     links = [link for part in megatron_optimizers(trainer._optimizer) for link in part._links]
     hosted = sum(link.weight.numel() for link in links if link.is_hosted)
@@ -93,7 +93,7 @@ def test_a_checkpoint_goes_on_wherever_the_optimizer_is(
 
 
 def test_moments_start_again_where_the_flag_says_so(model: Path) -> None:
-    from slime.backends.megatron.optimizer import reset_moments
+    from slime.backends.megatron.optimizer.distributed import reset_moments
 
     trainer = started(model, *OFFLOAD)
     steps(trainer, 1)
@@ -103,7 +103,7 @@ def test_moments_start_again_where_the_flag_says_so(model: Path) -> None:
 
 
 def test_pieces_and_their_order_change_no_bit(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from slime.backends.megatron import host_optimizer
+    from slime.backends.megatron.optimizer import host_optimizer
 
     usual = started(model)
     expected = steps(usual, 1, 2)

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slime.backends.megatron.attention import _padded_attention
-from slime.backends.megatron.kernels import put_back, rms_norm, rotate, swiglu, take
-from slime.backends.megatron.pack import padded_layout
+from slime.backends.megatron.layers.attention import _padded_attention
+from slime.backends.megatron.layers.kernels import put_back, rms_norm, rotate, swiglu, take
+from slime.backends.megatron.packs.pack import padded_layout
 
 
 def both(function: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:

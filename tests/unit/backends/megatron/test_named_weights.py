@@ -8,7 +8,7 @@ import pytest
 import torch.distributed as dist
 from support.megatron_runs import make_tiny_qwen3, start_trainer, trainer_config
 
-from slime.backends.megatron.named_weights import load_hf, named_weights
+from slime.backends.megatron.state.named_weights import load_hf, named_weights
 from slime.checkpoint.mapping import Rename
 from slime.errors import CheckpointError, UnknownParameter
 

@@ -34,7 +34,7 @@ def batch(seed: int) -> Any:
 
 def tensors(trainer: Any) -> list[torch.Tensor]:
     """Weights, buffers, main weights and moments."""
-    from slime.backends.megatron.optimizer import torch_optimizers
+    from slime.backends.megatron.optimizer.distributed import torch_optimizers
 
     found = [p.data for chunk in trainer._bare for p in chunk.parameters()]
     found += [b for chunk in trainer._bare for b in chunk.buffers()]
@@ -46,7 +46,7 @@ def tensors(trainer: Any) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("family", ["qwen3", "deepseek_v3"])
 def test_sleeping_changes_no_bit_and_holds_no_memory(tmp_path: Path, family: str) -> None:
-    from slime.backends.megatron.offload import DeviceMemory
+    from slime.backends.megatron.optimizer.offload import DeviceMemory
 
     folder = Path(make_tiny_family(tmp_path / family, family, vocab_size=VOCAB))
     trainer, awake = trained(folder), trained(folder)
@@ -70,7 +70,7 @@ def test_sleeping_changes_no_bit_and_holds_no_memory(tmp_path: Path, family: str
 
 
 def test_a_sleeping_trainer_says_so_and_wakes_with_zero_gradients(tmp_path: Path) -> None:
-    from slime.backends.megatron.offload import DeviceMemory
+    from slime.backends.megatron.optimizer.offload import DeviceMemory
 
     trainer = trained(Path(make_tiny_family(tmp_path / "qwen3", "qwen3", vocab_size=VOCAB)))
     memory = trainer._memory

@@ -2,7 +2,7 @@ import pytest
 import torch
 from support.megatron_runs import grouped, random_batch
 
-from slime.backends.megatron.pack import pack_micro_batch, padded_layout
+from slime.backends.megatron.packs.pack import pack_micro_batch, padded_layout
 
 CPU = torch.device("cpu")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from support.megatron_runs import make_tiny_qwen3, trainer_config
 
-from slime.backends.megatron.sources import TRACKER_FILE, find_source, resolve_start
+from slime.backends.megatron.state.sources import TRACKER_FILE, find_source, resolve_start
 from slime.config.config import Config
 from slime.errors import CheckpointError
 

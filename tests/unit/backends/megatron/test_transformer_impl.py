@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.megatron_runs import make_tiny_qwen3, trainer_config
 
-from slime.backends.megatron.arguments import parse_megatron_args
+from slime.backends.megatron.process.arguments import parse_megatron_args
 from slime.errors import ConfigError
 
 TE = ("--transformer-impl", "transformer_engine")
@@ -46,7 +46,7 @@ def test_megatron_takes_torchs_adam_whatever_is_installed() -> None:
 
 
 def test_a_broken_transformer_engine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from slime.backends.megatron import stock
+    from slime.backends.megatron.process import stock
 
     def fail(name: str) -> None:
         raise RuntimeError("no compiled part")
@@ -57,7 +57,7 @@ def test_a_broken_transformer_engine_is_named(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_import_hides_optimizers_for_its_time_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    from slime.backends.megatron.stock import _torchs_adam
+    from slime.backends.megatron.process.stock import _torchs_adam
 
     monkeypatch.setitem(sys.modules, "amp_C", sys)
     with _torchs_adam():

@@ -1,0 +1,1 @@
+"""Megatron's distributed optimizer, and which memory its state and the weights are in."""

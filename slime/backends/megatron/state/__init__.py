@@ -1,0 +1,1 @@
+"""Weights and training state by name: Hugging Face's names, checkpoints, copies to compute with."""
