@@ -20,7 +20,8 @@ from megatron.training.arguments import core_transformer_config_from_args
 from slime.backends.megatron.layers.dense import PackedRotary
 from slime.backends.megatron.passes.critic import add_value_head
 from slime.backends.megatron.process.parallel import objects_of_all_stages
-from slime.backends.megatron.specs.blocks import block_spec, chosen_parts
+from slime.backends.megatron.specs.blocks import block_spec
+from slime.backends.megatron.specs.parts import chosen_parts
 from slime.backends.megatron.specs.user_models import layers_of, model_of
 from slime.backends.megatron.state.named_weights import Architecture, global_weights
 from slime.checkpoint.convert import check_hf_against_flags

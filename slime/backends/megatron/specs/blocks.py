@@ -5,7 +5,6 @@ Megatron load; experts and second norms, which it lacks or has otherwise, have n
 Layers that differ otherwise are in `slime_plugins/models`, and start from `block_spec` too.
 """
 
-import argparse
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -41,30 +40,13 @@ from slime.backends.megatron.layers.dense import (
 from slime.backends.megatron.layers.dispatch import PackedMoE
 from slime.backends.megatron.layers.experts import GroupedExperts, Router, SharedExperts
 from slime.backends.megatron.layers.mla import PackedMLA, mla_submodules
+from slime.backends.megatron.specs.parts import Parts
 from slime.checkpoint.saved_names import (
     FUSED_MLA_NORMS,
     FUSED_MLP_NORM,
     FUSED_QKV_NORM,
     POST_NORMS,
 )
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The modules that layers are made of; ours, unless --transformer-impl asks for others.
-
-    Attributes:
-        norm: RMSNorm.
-        column, row: projections cut over tensor-parallel ranks by outputs, by inputs.
-        core_attention: of a pack.
-        norm_and_column: a norm and the projection after it as one; None = they stand apart.
-    """
-
-    norm: Any = RMSNorm
-    column: Any = ColumnParallelLinear
-    row: Any = RowParallelLinear
-    core_attention: Any = VarlenAttention
-    norm_and_column: Any = None
 
 
 @dataclass(frozen=True)
@@ -76,15 +58,6 @@ class LayerStyle:
     """
 
     has_post_norms: bool = False
-
-
-def chosen_parts(args: argparse.Namespace) -> Parts:
-    """The parts that --transformer-impl asks for."""
-    if args.transformer_impl != "transformer_engine":
-        return Parts()
-    from slime.backends.megatron.specs.te_layers import te_parts
-
-    return te_parts()
 
 
 def block_spec(

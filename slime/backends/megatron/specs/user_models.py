@@ -52,7 +52,7 @@ def layers_of(
     if not isinstance(found, TransformerBlockSubmodules):
         raise ConfigError(
             f"{where}: returned {_described(found)}; return TransformerBlockSubmodules, as "
-            "slime.backends.megatron.specs.blocks.block_spec does, or the ModuleSpec of one layer."
+            "slime.backends.megatron.specs.block_spec does, or the ModuleSpec of one layer."
         )
     if len(found.layer_specs or ()) != num_layers:
         raise ConfigError(

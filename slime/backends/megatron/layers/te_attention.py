@@ -1,26 +1,11 @@
-"""Layers with TransformerEngine's modules: --transformer-impl transformer_engine, where it is installed.
+"""TransformerEngine's attention on packs: cuDNN's or FlashAttention; a ring under context parallelism."""
 
-What Megatron's spec for it has: norms inside the projection that follows them, TransformerEngine's
-linear layers and its attention (cuDNN's or FlashAttention; a ring under context parallelism).
-Heads are cut and turned by our kernel, and experts, latent attention and GLM-4's projections with a
-norm after them stay ours, which packs need.
-"""
-
-from typing import Any
-
-from megatron.core.extensions.transformer_engine import (
-    TEColumnParallelLinear,
-    TEDotProductAttention,
-    TELayerNormColumnParallelLinear,
-    TENorm,
-    TERowParallelLinear,
-)
+from megatron.core.extensions.transformer_engine import TEDotProductAttention
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
 
 from slime.backends.megatron.packs.pack import Packed
-from slime.backends.megatron.specs.blocks import Parts
 
 
 class PackedTEAttention(TEDotProductAttention):
@@ -61,16 +46,3 @@ class PackedTEAttention(TEDotProductAttention):
             packed_seq_params=packs,
         )
         return out.reshape(out.shape[0], 1, -1)
-
-
-def te_parts() -> Parts:
-    """TransformerEngine's modules for `block_spec`."""
-    column: Any = TEColumnParallelLinear
-    row: Any = TERowParallelLinear
-    return Parts(
-        norm=TENorm,
-        column=column,
-        row=row,
-        core_attention=PackedTEAttention,
-        norm_and_column=TELayerNormColumnParallelLinear,
-    )
