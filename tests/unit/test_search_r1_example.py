@@ -5,14 +5,14 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from slime.data.sample import Sample
-from slime.engines.client import get, post
+from slime.engines.client import close_clients, get, post
 from slime.errors import EngineError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -267,6 +267,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(10)
+
+
+@pytest.fixture(autouse=True)
+async def connections() -> AsyncIterator[None]:
+    """What a test opened on its event loop is closed with it."""
+    yield
+    await close_clients()
 
 
 async def test_the_server_answers_as_that_of_search_r1(server: str) -> None:
