@@ -41,16 +41,16 @@ class RoundTimes:
 
         The trainer's seconds are means over its ranks; `perf/{part}_time` is the slowest rank's.
         """
-        calls: dict[str, ray.ObjectRef[Any]] = {
-            "rollout manager": self._manager.take_times.remote()
-        }
-        if self._group is not None:
-            calls |= self._group.start_take_times()
-        with span("wait_times"):
+        with span("wait_times"):  # within it the round of every side ends
+            calls: dict[str, ray.ObjectRef[Any]] = {
+                "rollout manager": self._manager.take_times.remote()
+            }
+            if self._group is not None:
+                calls |= self._group.start_take_times()
             answers = wait_for(calls, action="say where its time went", timeout_s=TIMEOUT_S)
+            sides, metrics = {"round": clock.take()}, dict[str, float]()
         rollout: RolloutTimes = answers[0]
         ranks: list[RankTimes] = answers[1:]
-        sides, metrics = {"round": clock.take()}, dict[str, float]()
         if ranks:
             sides["trainer"] = mean_of([rank.phases for rank in ranks])
             names = {name for rank in ranks for name in rank.timers}

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 from support.engine_server import SGLANG_CPU, SGLANG_STAND_INS, running, sglang_spec
-from support.train_runs import QUICKSTART, Run, Work, phases_of
+from support.train_runs import QUICKSTART, Run, Work, assert_side_adds_up, phases_of
 
 from slime.engines.sglang.invitation import RECEIVER
 from slime.observability.ledger import read_events
@@ -66,12 +66,15 @@ def test_each_engine_got_each_sync_in_one_request(run: Run) -> None:
         assert log.count('POST /update_weights_from_tensor HTTP/1.1" 200') == 6
 
 
+def test_phases_of_the_driver_add_up_to_the_round(run: Run) -> None:
+    whole = run.series("perf/round_time")[1]
+    assert sum(phases_of(run, "round")[1].values()) == pytest.approx(whole, rel=0.01, abs=0.05)
+
+
 @pytest.mark.parametrize("side", ["round", "trainer", "engines"])
 def test_handing_devices_over_is_offload_on_every_side(run: Run, side: str) -> None:
-    found = phases_of(run, side)[1]
-    assert found["offload"] > 0
-    whole = run.series("perf/round_time")[1]
-    assert sum(found.values()) == pytest.approx(whole, rel=0.01, abs=0.05)
+    assert phases_of(run, side)[1]["offload"] > 0
+    assert_side_adds_up(run, side, 1)
 
 
 def test_the_trainer_says_how_long_it_takes_to_leave_and_return(run: Run) -> None:

@@ -1,5 +1,6 @@
 """The quickstart's tiny model, and what a finished train.py left."""
 
+import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,3 +53,22 @@ def phases_of(run: Run, side: str) -> list[dict[str, float]]:
         for row in read_metrics(run.folder / "metrics.jsonl")
         if f"{prefix}idle_time" in row
     ]
+
+
+def assert_side_adds_up(run: Run, side: str, number: int) -> None:
+    """A side's phases add up to the driver's round, up to the time the driver took to ask.
+
+    All sides' rounds end while it asks, not at one moment: a slow answer lengthens the round before
+    it, and shortens the one after, for some of them.
+    """
+    spans = (run.folder / "timeline" / "driver.jsonl").read_text().splitlines()
+    waits = [
+        span["end"] - span["start"]
+        for span in map(json.loads, spans)
+        if span["name"] == "wait_times"  # the first one is before the first round
+    ]
+    rounds = phases_of(run, "round")
+    assert len(waits) >= len(rounds) + 1
+    whole, found = (sum(phases_of(run, one)[number].values()) for one in ("round", side))
+    rounding_s = 0.001  # of spans
+    assert -waits[number + 1] - rounding_s <= found - whole <= waits[number] + rounding_s
