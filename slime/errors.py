@@ -47,6 +47,10 @@ class SandboxError(SlimeError, RuntimeError):
     """The sandbox died, or takes no programs."""
 
 
+class EpisodeError(SlimeError, RuntimeError):
+    """An environment raised, or answered something that is no step."""
+
+
 class WeightSyncError(SlimeError, RuntimeError):
     """An engine's weights differ from the trainer's, or a sync did not finish."""
 

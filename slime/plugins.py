@@ -49,6 +49,7 @@ HOOKS: dict[str, Hook] = {
     "agent_function_path": Hook(
         "async fn(session, sample)", 2, is_async=True, optional_keywords=("evaluation",)
     ),
+    "environment_path": Hook("fn(settings)", 1, is_async=None),
     "rollout_sample_hook_path": Hook(
         "fn(args, sample, *, rollout_id=None, evaluation=False)",
         2,

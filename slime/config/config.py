@@ -12,6 +12,7 @@ from slime.config.algo import AlgoConfig
 from slime.config.cluster import ClusterConfig
 from slime.config.data import DataConfig
 from slime.config.debug import DebugConfig
+from slime.config.environments import EnvironmentsConfig
 from slime.config.evaluation import EvalConfig
 from slime.config.fields import Option, options_of
 from slime.config.foreign import megatron_values, prefixed_values
@@ -28,6 +29,7 @@ SECTIONS: tuple[type[Any], ...] = (
     TrainConfig,
     RolloutConfig,
     AgentConfig,
+    EnvironmentsConfig,
     DataConfig,
     EvalConfig,
     AlgoConfig,
@@ -54,6 +56,7 @@ class Config(
     TrainConfig,
     RolloutConfig,
     AgentConfig,
+    EnvironmentsConfig,
     DataConfig,
     EvalConfig,
     AlgoConfig,

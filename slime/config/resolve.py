@@ -16,6 +16,7 @@ from slime.config.checkpoints import (
     saved_so_far,
 )
 from slime.config.config import Config
+from slime.config.environments import ENVIRONMENT_GENERATE
 from slime.config.eval_datasets import resolve_eval
 from slime.config.flag_checks import check_flag_states, check_numbers
 from slime.config.foreign import typed_megatron_argv, untyped_megatron_argv
@@ -206,10 +207,14 @@ def _checkpoint(config: Config) -> dict[str, Any]:
     return changes
 
 
-def _agent(config: Config) -> dict[str, Any]:
-    if config.agent_function_path is None or config.custom_generate_function_path is not None:
+def _generating(config: Config) -> dict[str, Any]:
+    if config.custom_generate_function_path is not None:
         return {}
-    return {"custom_generate_function_path": AGENT_GENERATE}
+    if config.agent_function_path is not None:
+        return {"custom_generate_function_path": AGENT_GENERATE}
+    if config.environment_path is not None:
+        return {"custom_generate_function_path": ENVIRONMENT_GENERATE}
+    return {}
 
 
 # (what derives, what nobody can go by when it cannot)
@@ -219,7 +224,7 @@ _DERIVED: tuple[tuple[Callable[[Config], dict[str, Any]], tuple[str, ...]], ...]
     (_batch, ("global_batch_size", "over_sampling_batch_size")),
     (_algorithm, ()),
     (_rollout, ()),
-    (_agent, ()),
+    (_generating, ()),
     (_checkpoint, ("load", "start_rollout_id")),
 )
 

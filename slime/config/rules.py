@@ -11,6 +11,7 @@ from slime.config.async_rules import fully_async
 from slime.config.checkpoints import has_megatron_checkpoint, is_hf_folder
 from slime.config.config import Config, slime_options
 from slime.config.engine_rules import engine_sizes, external_engines, pausing, routing
+from slime.config.environments import ENVIRONMENT_GENERATE
 from slime.config.foreign import megatron_values
 from slime.config.hf_check import check_against_hf
 from slime.config.layout import data_parallel_size, micro_batch_multiple
@@ -300,6 +301,24 @@ def _agents(config: Config) -> Iterator[str]:
         yield f"--agent-port {config.agent_port} is no port; give one up to {MAX_PORT}"
 
 
+def _environments(config: Config) -> Iterator[str]:
+    generates, path = config.custom_generate_function_path, config.environment_path
+    if generates == ENVIRONMENT_GENERATE and path is None:
+        yield f"--custom-generate-function-path {generates} needs --environment-path"
+    if path is None:
+        return
+    if generates != ENVIRONMENT_GENERATE:
+        yield (
+            f"--environment-path goes with {ENVIRONMENT_GENERATE}, and what generates is {generates} "
+            "(--custom-generate-function-path, or --agent-function-path); give one of them"
+        )
+    if config.apply_chat_template or any(d.apply_chat_template for d in config.eval_datasets):
+        yield (
+            "--environment-path: what an environment says first belongs into the prompt, and "
+            "--apply-chat-template has closed it before; leave that out: messages are templated later"
+        )
+
+
 def _periods(config: Config) -> Iterator[str]:
     if config.save_interval is not None and config.save is None:
         yield (f"--save-interval {config.save_interval} needs --save, the folder of checkpoints")
@@ -427,6 +446,7 @@ RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     routing,
     _rewards,
     _agents,
+    _environments,
     _sandbox,
     _periods,
     _device,

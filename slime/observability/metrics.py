@@ -78,6 +78,11 @@ _SAMPLE_METRICS = [
     Metric("usage/other_time/*", "s", "one", "the rest of its time: tools, waiting for its turn"),
     Metric("usage/tool_calls/*", "1", "one", "made through slime.rollout.turns"),
     Metric("usage/tool_error_ratio", "fraction", "one", "of these, raised or late"),
+    # With --environment-path:
+    Metric("environment/steps/*", "1", "one", "turns of an episode that its environment answered"),
+    Metric("environment/terminated_ratio", "fraction", "mean", "episodes that came to their end"),
+    Metric("environment/invalid_action_ratio", "fraction", "one", "turns that were no action"),
+    Metric("environment/restarts", "1", "sum", "begun anew, as they could not be repeated"),
 ]
 
 _ROLLOUT = [

@@ -104,6 +104,7 @@ def sample_metrics(samples: Sequence[Sample], args: Any, *, evaluation: bool = F
     metrics |= _engine_metrics(samples) | _version_metrics(samples)
     metrics |= _category_metrics(samples, args.log_reward_category)
     metrics |= usage_metrics([s.usage for s in samples if s.usage])
+    metrics |= _episode_metrics(samples)
     return metrics
 
 
@@ -256,6 +257,25 @@ def _version_metrics(samples: Sequence[Sample]) -> Metrics:
     return {
         "mixed_versions_ratio": mixed / len(samples),
         "unknown_split_ratio": unknown / len(samples),
+    }
+
+
+def _episode_metrics(samples: Sequence[Sample]) -> Metrics:
+    """`environment/*` of the samples that played an episode, as --environment-path leaves them."""
+    episodes: list[Mapping[str, Any]] = [
+        episode
+        for sample in samples
+        if isinstance(episode := sample.metadata.get("episode"), Mapping)
+        and "invalid_actions" in episode
+    ]
+    if not episodes:
+        return {}
+    steps = [len(episode["actions"]) for episode in episodes]
+    invalid = sum(episode["invalid_actions"] for episode in episodes)
+    return spread("environment/steps", steps) | {
+        "environment/terminated_ratio": statistics.fmean(bool(e["terminated"]) for e in episodes),
+        "environment/invalid_action_ratio": invalid / max(sum(steps), 1),
+        "environment/restarts": sum(episode["restarts"] for episode in episodes),
     }
 
 

@@ -183,7 +183,7 @@ class Turns:
 
         async def fenced(call: Coroutine[Any, Any, T]) -> T | Exception:
             try:
-                return await _within(call, timeout_s)
+                return await within_deadline(call, timeout_s, f"tool {call.__qualname__}")
             except Exception as error:
                 usage.tool_errors += 1
                 if errors == "raise":
@@ -234,9 +234,13 @@ def sibling_of(sample: Sample, prompt: str | list[Message]) -> Sample:
     )
 
 
-async def _within[T](call: Coroutine[Any, Any, T], timeout_s: float) -> T:
+async def within_deadline[T](call: Coroutine[Any, Any, T], timeout_s: float, name: str) -> T:
+    """What `call` gives; it is noted as a wait for `name`.
+
+    Raises:
+        DeadlineExceeded: not within `timeout_s`; names it.
+    """
     limit = asyncio.timeout(timeout_s)
-    name = f"tool {call.__qualname__}"
     try:
         with waiting(name, "answer", deadline_s=timeout_s, warn_after_s=timeout_s / 2):
             async with limit:

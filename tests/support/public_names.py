@@ -11,6 +11,10 @@ PUBLIC: dict[str, dict[str, str | None]] = {
         "Session.samples": "self",
         "Session.last_sample": "self",
     },
+    "slime.environments": {
+        "Environment": None,
+        "Step": None,
+    },
     "slime.utils.arguments": {"parse_args": "add_custom_arguments=None"},
     "slime.utils.async_utils": {"run": "coroutine"},
     "slime.utils.data": {"read_rows": "path"},
@@ -124,6 +128,7 @@ HOOK_CALLS: dict[str, str] = {
     "eval_function_path": "args, rollout_id, data_source, *, evaluation",
     "custom_generate_function_path": "args, sample, sampling_params",
     "agent_function_path": "session, sample",
+    "environment_path": "settings",
     "rollout_sample_hook_path": "args, sample, *, rollout_id, evaluation",
     "custom_rm_path": "args, sample",
     "dynamic_sampling_filter_path": "args, samples",

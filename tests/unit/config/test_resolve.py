@@ -172,3 +172,8 @@ def test_rounds_that_alternate_with_training_have_nothing_in_flight(tmp_path: Pa
     check_overlapping(in_flight)
     with pytest.raises(ConfigError, match=r"--update-weights-in-flight: train\.py"):
         check_alternating(in_flight)
+
+
+def test_an_environment_implies_the_generate_function_that_plays_it(tmp_path: Path) -> None:
+    found = config(tmp_path, environment_path="my_module.Board")
+    assert found.custom_generate_function_path == "slime.environments.generate.generate"

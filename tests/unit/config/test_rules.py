@@ -53,6 +53,19 @@ from slime.errors import ConfigError
             {"agent_function_path": "a.b", "custom_generate_function_path": "my.generate"},
             "my.generate; give one of them",
         ),
+        (
+            {"custom_generate_function_path": "slime.environments.generate.generate"},
+            "needs --environment-path",
+        ),
+        (
+            {"environment_path": "a.B", "agent_function_path": "a.b"},
+            "what generates is slime.agent.generate.generate",
+        ),
+        (
+            {"environment_path": "a.B", "apply_chat_template": ""},
+            "--apply-chat-template has closed it before",
+        ),
+        ({"environment_path": "a.B", "environment_timeout_s": "0"}, "must be above 0"),
         ({"agent_host": "0.0.0.0"}, "no address that an agent can go to"),
         ({"agent_port": "70000"}, "no port; give one up to 65535"),
         ({"agent_sampling": "mine"}, "--agent-sampling"),
