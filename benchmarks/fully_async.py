@@ -3,9 +3,9 @@
     python benchmarks/fully_async.py --task quickstart --out runs/fully_async [--seeds 0 1] [--modes ...]
     python benchmarks/fully_async.py --task lengths --model qwen3-0.6b --device cuda --gpus 2 --out runs/fully_async
 
-Modes: `sync` (train.py), `one-step-off` (train_async.py), `fully-async-N` (--fully-async with
---max-weight-staleness N). For each seed all modes run one after the other, in an order that rotates; what
-OUT has is not run again.
+Modes: `sync` (train.py), `colocated` (train.py --colocate: both sides take turns on all GPUs), `one-step-off`
+(train_async.py), `fully-async-N` (--fully-async with --max-weight-staleness N). For each seed all modes run one
+after the other, in an order that rotates; what OUT has is not run again.
 
 Tasks, both with heavy-tailed lengths (log-normal, median a quarter of --longest):
   quickstart  the middle letter from the quickstart's supervised start (made once, or --start FOLDER, a folder of
@@ -45,7 +45,7 @@ from slime.observability.trackers import read_metrics
 from slime.rollout.sglang_rollout import generate as one_turn
 
 ROOT = Path(__file__).resolve().parents[1]
-MODES = ("sync", "one-step-off", "fully-async-1", "fully-async-2", "fully-async-4")
+MODES = ("sync", "colocated", "one-step-off", "fully-async-1", "fully-async-2", "fully-async-4")
 LAST_REWARDS = 10
 BALLAST = "FULLY_ASYNC_LONGEST"
 
@@ -80,6 +80,8 @@ def mode_flags(mode: str) -> tuple[str, list[str]]:
     """The script, and what it gets more than the others."""
     if mode == "sync":
         return "train.py", []
+    if mode == "colocated":
+        return "train.py", ["--colocate"]
     if mode == "one-step-off":
         return "train_async.py", ["--use-tis"]
     staleness = mode.removeprefix("fully-async-")
@@ -88,11 +90,13 @@ def mode_flags(mode: str) -> tuple[str, list[str]]:
     ]
 
 
-def common_flags(options: argparse.Namespace, seed: int, run_dir: Path) -> list[str]:
-    rollout = options.gpus - options.gpus // 2
+def common_flags(options: argparse.Namespace, mode: str, seed: int, run_dir: Path) -> list[str]:
+    train, rollout = options.gpus // 2, options.gpus - options.gpus // 2
+    if mode == "colocated":
+        train = rollout = options.gpus
     return (
         f"--device {options.device} --run-dir {run_dir} --actor-num-nodes 1 "
-        f"--actor-num-gpus-per-node {options.gpus // 2} --rollout-num-gpus {rollout} "
+        f"--actor-num-gpus-per-node {train} --rollout-num-gpus {rollout} "
         f"--rollout-num-gpus-per-engine 1 --num-rollout {options.rounds} "
         f"--rollout-batch-size {options.prompts} --n-samples-per-prompt {options.samples} "
         f"--global-batch-size {options.prompts * options.samples} --use-dynamic-batch-size "
@@ -151,8 +155,10 @@ def run(options: argparse.Namespace, mode: str, seed: int, out: Path) -> dict[st
         else lengths_flags(options, out, seed)
     )
     script, more = mode_flags(mode)
-    words = [*own, *common_flags(options, seed, run_dir), *more, *options.words.split()]
+    words = [*own, *common_flags(options, mode, seed, run_dir), *more, *options.words.split()]
     paths = [str(ROOT / "benchmarks"), str(QUICKSTART), str(ROOT)]
+    if options.device == "cuda":
+        paths += filter(None, [os.environ.get("PYTHONPATH")])
     env = os.environ if options.device == "cuda" else environment(1)
     env = {**env, "PYTHONPATH": os.pathsep.join(paths), BALLAST: str(options.longest)}
     env.pop("RAY_ADDRESS", None)

@@ -37,6 +37,12 @@ rounds() { # MODE, share of memory for the engines, more words
   timeout "$limit" "$python" benchmarks/step.py --mode "$1" --gpus "$cards" --out "$work" --limit-s "$((limit - 90))" \
     --words "$sglang --sglang-cuda-graph-max-bs-decode 256 --sglang-mem-fraction-static $2" "${@:3}"
 }
+sync() { # MODEL, more words of weight_sync.py
+  timeout "$limit" "$python" benchmarks/weight_sync.py --model "$1" --bucket-mib 1024 --logs "$out/engines" "${@:2}"
+}
+always() { # fully_async.py
+  timeout "$limit" "$python" benchmarks/fully_async.py --task lengths --device cuda --gpus "$cards" --out "$work/always" "$@"
+}
 experts() { NCCL_MIN_P2P_NCHANNELS=32 NCCL_MAX_P2P_NCHANNELS=32 steps --model qwen3-30b-a3b "$@"; }
 
 stage() {
@@ -48,6 +54,7 @@ stage() {
     tests_features) tests tests/invariance/test_feature_layouts.py tests/invariance/test_trainer_dp.py ;;
     tests_cuts) tests tests/invariance/test_packing.py tests/invariance/test_resharding.py ;;
     tests_bf16) tests -m "gpu2 or gpu4" tests/gpu ;;
+    tests_engines) SLIME_TEST_SGLANG_FLAGS="$(sed 's/--sglang-/--/g' <<<"$sglang")" tests -m sglang tests/contracts ;;
     log_probs) timeout "$limit" "$python" benchmarks/linear_log_probs.py ;;
     sleep) timeout "$limit" "$python" benchmarks/sleep.py --gpus "$cards" ;;
     steps_qwen3_4b)
@@ -70,6 +77,15 @@ stage() {
         --words "--expert-model-parallel-size $cards $full $adam" ;;
     rollout) rollout --model qwen3-0.6b ;;
     rollout_4b) rollout --model qwen3-4b ;;
+    sync_qwen3_4b) sync qwen3-4b ;;
+    sync_qwen3_4b_apart) sync qwen3-4b --apart ;;
+    sync_glm4) sync glm4-9b --gpus "$((cards / 2))" --engine-gpus "$((cards / 2))" --apart ;;
+    sync_experts)
+      sync qwen3-30b-a3b --gpus "$cards" --engine-gpus "$cards" --words "--expert-model-parallel-size $cards" ;;
+    sync_fp8) timeout "$limit" "$python" benchmarks/fp8_sync.py ;;
+    fully_async)
+      always --model qwen3-0.6b --modes colocated sync one-step-off fully-async-2 --prompts 32 --longest 2048 --places 256 \
+        --max-tokens 32768 --rounds 12 --warmup 3 --tail 2 --seeds 0 --words "$sglang --sglang-mem-fraction-static 0.6" ;;
     step) rounds colocated 0.7 ;;
     step_disaggregated) rounds disaggregated 0.85 ;;
     step_async) rounds async 0.85 ;;
@@ -78,12 +94,13 @@ stage() {
 }
 
 case $cards in
-  1) all=(tests_kernels tests_trainer tests_suites log_probs sleep steps_qwen3_4b steps_qwen3_4b_host rollout rollout_4b
-    step) ;;
+  1) all=(tests_kernels tests_trainer tests_suites tests_engines log_probs sleep steps_qwen3_4b steps_qwen3_4b_host rollout
+    rollout_4b sync_qwen3_4b sync_fp8 step) ;;
   2) all=(tests_parallel tests_features tests_cuts tests_bf16 sleep steps_qwen3_4b steps_qwen3_4b_tp2 steps_glm4
-    steps_experts steps_experts_whole step step_disaggregated step_async) ;;
-  4) all=(tests_parallel tests_bf16 steps_qwen3_4b steps_qwen3_4b_tp2 steps_glm4 steps_experts steps_experts_whole step
-    step_disaggregated step_async) ;;
+    steps_experts steps_experts_whole sync_qwen3_4b_apart sync_glm4 sync_experts step step_disaggregated step_async
+    fully_async) ;;
+  4) all=(tests_parallel tests_bf16 steps_qwen3_4b steps_qwen3_4b_tp2 steps_glm4 steps_experts steps_experts_whole
+    sync_glm4 sync_experts step step_disaggregated step_async fully_async) ;;
   *) echo "1, 2 or 4 cards, not $cards"; exit 2 ;;
 esac
 if "$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("transformer_engine") is None)'; then

@@ -1,6 +1,7 @@
 """Starts engines and routers as real processes for tests: embedded ones, and the stock SGLang server."""
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,7 +39,8 @@ def sglang_spec(model_path: Path, log_dir: Path, *options: str) -> ServerSpec:
     """How to start the stock SGLang server on a free port.
 
     On a CPU (`SLIME_TEST_DEVICE` unset) it is that of `.sglang-cpu` with the stand-ins, in fp32; on
-    CUDA the installed one as it is, in bf16, with the deterministic mode in which it heeds seeds.
+    CUDA the installed one as it is, in bf16, with the deterministic mode in which it heeds seeds, and
+    what `SLIME_TEST_SGLANG_FLAGS` says.
     """
     if DEVICE == "cpu" and not SGLANG_CPU.is_dir():
         raise FileNotFoundError(f"no {SGLANG_CPU}; run make setup-sglang-cpu")
@@ -56,6 +58,7 @@ def sglang_spec(model_path: Path, log_dir: Path, *options: str) -> ServerSpec:
         env |= {"SGLANG_USE_CPU_ENGINE": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     else:
         command += ["--dtype", "bfloat16", "--enable-deterministic-inference"]
+        command += shlex.split(os.environ.get("SLIME_TEST_SGLANG_FLAGS", ""))
     return ServerSpec(
         name=f"sglang-{port}",
         command=tuple(command),
