@@ -81,7 +81,8 @@ stage() {
     sync_qwen3_4b_apart) sync qwen3-4b --apart ;;
     sync_glm4) sync glm4-9b --gpus "$((cards / 2))" --engine-gpus "$((cards / 2))" --apart ;;
     sync_experts)
-      sync qwen3-30b-a3b --gpus "$cards" --engine-gpus "$cards" --words "--expert-model-parallel-size $cards" ;;
+      sync qwen3-30b-a3b --gpus "$cards" --engine-gpus "$cards" --engine-memory 0.27 \
+        --words "--expert-model-parallel-size $cards" ;;
     sync_fp8) timeout "$limit" "$python" benchmarks/fp8_sync.py ;;
     fully_async)
       always --model qwen3-0.6b --modes colocated sync one-step-off fully-async-2 --prompts 32 --longest 2048 --places 256 \

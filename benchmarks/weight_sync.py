@@ -98,6 +98,7 @@ def run_rank(options: argparse.Namespace, rank: int) -> None:
     if on_cuda:
         torch.cuda.set_device(rank)
     config = make_config(options)
+    halve_gradients()
     trainer = start_trainer(config, options, rank, has_optimizer=False)
     if on_cuda:
         drop_gradients(trainer)
@@ -127,6 +128,14 @@ def run_rank(options: argparse.Namespace, rank: int) -> None:
     torch.distributed.barrier()
     if way is not None:
         way.close()
+
+
+def halve_gradients() -> None:
+    """In bf16 they leave room for both sides of a big model until `drop_gradients`; nothing is trained."""
+    from slime.backends.megatron import model
+
+    of_a_run = model.ddp_config
+    model.ddp_config = lambda args: replace(of_a_run(args), grad_reduce_in_fp32=False)
 
 
 def drop_gradients(trainer: Any) -> None:
