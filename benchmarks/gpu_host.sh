@@ -33,9 +33,9 @@ rollout() {
   timeout "$limit" "$python" benchmarks/rollout.py --out "$work" --limit-s "$((limit - 80))" \
     --words "$sglang --sglang-cuda-graph-max-bs-decode 1024 --sglang-max-running-requests 1024" "$@"
 }
-rounds() { # MODE, share of memory for the engines, more words
+rounds() { # MODE, share of memory for the engines, more flags of train.py
   timeout "$limit" "$python" benchmarks/step.py --mode "$1" --gpus "$cards" --out "$work" --limit-s "$((limit - 90))" \
-    --words "$sglang --sglang-cuda-graph-max-bs-decode 256 --sglang-mem-fraction-static $2" "${@:3}"
+    --words "$sglang --sglang-cuda-graph-max-bs-decode 256 --sglang-mem-fraction-static $2 ${3:-}"
 }
 sync() { # MODEL, more words of weight_sync.py
   timeout "$limit" "$python" benchmarks/weight_sync.py --model "$1" --bucket-mib 1024 --logs "$out/engines" "${@:2}"
@@ -88,6 +88,7 @@ stage() {
       always --model qwen3-0.6b --modes colocated sync one-step-off fully-async-2 --prompts 32 --longest 2048 --places 256 \
         --max-tokens 32768 --rounds 12 --warmup 3 --tail 2 --seeds 0 --words "$sglang --sglang-mem-fraction-static 0.6" ;;
     step) rounds colocated 0.7 ;;
+    step_resident) work+=/resident; rounds colocated 0.35 "--no-offload-train --no-offload-rollout" ;;
     step_disaggregated) rounds disaggregated 0.85 ;;
     step_async) rounds async 0.85 ;;
     *) echo "no such stage: $1"; return 2 ;;
@@ -98,10 +99,10 @@ case $cards in
   1) all=(tests_kernels tests_trainer tests_suites tests_engines log_probs sleep steps_qwen3_4b steps_qwen3_4b_host rollout
     rollout_4b sync_qwen3_4b sync_fp8 step) ;;
   2) all=(tests_parallel tests_features tests_cuts tests_bf16 sleep steps_qwen3_4b steps_qwen3_4b_tp2 steps_glm4
-    steps_experts steps_experts_whole sync_qwen3_4b_apart sync_glm4 sync_experts step step_disaggregated step_async
+    steps_experts steps_experts_whole sync_qwen3_4b_apart sync_glm4 sync_experts step step_resident step_disaggregated step_async
     fully_async) ;;
   4) all=(tests_parallel tests_bf16 steps_qwen3_4b steps_qwen3_4b_tp2 steps_glm4 steps_experts steps_experts_whole
-    sync_glm4 sync_experts step step_disaggregated step_async fully_async) ;;
+    sync_glm4 sync_experts step step_resident step_disaggregated step_async fully_async) ;;
   *) echo "1, 2 or 4 cards, not $cards"; exit 2 ;;
 esac
 if "$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("transformer_engine") is None)'; then
