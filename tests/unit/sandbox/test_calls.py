@@ -94,6 +94,10 @@ GOOD = {
         "def f():\n    n = 0\n    while True:\n        yield n\n        n += 1",
         "g = f()\nassert [next(g), next(g)] == [0, 1]",
     ),
+    "the end of a generator": (
+        "def f(): yield 1",
+        "g = f()\nassert next(g) == 1\ntry: next(g)\nexcept StopIteration: pass\nelse: assert False",
+    ),
     "an object handed back": (
         "class Node:\n    def __init__(self, v, n=None): self.v, self.n = v, n\n"
         "def total(x): return 0 if x is None else x.v + total(x.n)",
@@ -151,6 +155,44 @@ async def test_code_cannot_give_the_tests_their_own_tools(sandbox: Sandbox) -> N
     passed, result, _ = await sandbox.test(code, "assert math.isclose(half(3), 1.5)")
     assert not passed
     assert "AssertionError" in result.stderr
+
+
+@ON_LINUX
+async def test_code_cannot_give_the_tests_their_built_ins(sandbox: Sandbox) -> None:
+    tests = "for n in range(2, 5):\n    assert answer(n) == n * n"
+    code = (
+        "import slime.sandbox.calls as c\nhonest = c._perform\n"
+        "def perform(namespace, objects, operation, arguments):\n"
+        "    if operation == 'names':\n        return ['__builtins__', 'answer']\n"
+        "    if arguments == ['__builtins__']:\n        return {'range': lambda *a: []}\n"
+        "    return honest(namespace, objects, operation, arguments)\n"
+        "c._perform = perform\nanswer = lambda n: 0"
+    )
+    assert (await sandbox.test("def answer(n): return n * n", tests))[0]
+    passed, result, _ = await sandbox.test(code, tests)
+    assert not passed
+    assert "AssertionError" in result.stderr
+
+
+@ON_LINUX
+@pytest.mark.parametrize("error", ["StopIteration", "StopAsyncIteration"])
+async def test_code_cannot_end_a_loop_of_the_tests(sandbox: Sandbox, error: str) -> None:
+    loops = {
+        "StopIteration": "assert all(map(is_right, CASES))",
+        "StopAsyncIteration": (
+            "class Each:\n    def __aiter__(self):\n        self.left = list(CASES)\n"
+            "        return self\n    async def __anext__(self):\n"
+            "        if not self.left: raise StopAsyncIteration\n"
+            "        return is_right(self.left.pop())\n"
+            "async def check():\n    async for right in Each(): assert right\n"
+            "try: check().send(None)\nexcept StopIteration: pass"
+        ),
+    }
+    tests = f"CASES = [(2, 4), (3, 9)]\nis_right = lambda case: answer(case[0]) == case[1]\n{loops[error]}"
+    passed, result, _ = await sandbox.test("def answer(n): return n * n", tests)
+    assert passed, result.stderr
+    passed, _, _ = await sandbox.test(f"def answer(n): raise {error}", tests)
+    assert not passed
 
 
 @ON_LINUX
