@@ -2,7 +2,7 @@
 # shellcheck shell=bash
 #
 #   begin NAME [SEED] [RUN_FOLDER]    sets root, here, seed, run (a new folder below runs/) and python; the environment
-#   supervised VOCABULARY EPOCHS      stage 1: supervised fine-tuning of the model in RUN/model on RUN/data/demos.jsonl
+#   supervised VOCABULARY EPOCHS [FLAGS...]   stage 1: supervised fine-tuning of the model in RUN/model on RUN/data/demos.jsonl
 #   grpo VOCABULARY FLAGS...          stage 2: GRPO on RUN/data/train.jsonl; FLAGS: the example's functions, rounds and lengths
 #
 # Variables of the user: PYTHON, the interpreter; default .venv/bin/python of this checkout.
@@ -47,7 +47,7 @@ supervised() {
       --lr 3e-3 --min-lr 3e-4 --lr-decay-style cosine --lr-warmup-iters 20 --weight-decay 0.01
    )
    echo "== stage 1: supervised fine-tuning on demonstrations"
-   "${python}" "${root}/train_async.py" "${flags[@]}"
+   "${python}" "${root}/train_async.py" "${flags[@]}" "${@:3}"
 }
 
 grpo() {

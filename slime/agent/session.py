@@ -66,6 +66,7 @@ class Session:
         openai_base_url: for clients of OpenAI's API, chat completions and responses.
         anthropic_base_url: for clients of Anthropic's API.
         model: a name for clients that want one; any other does as well.
+        args: the run's flat namespace, with what --custom-config-path has.
         sample: the execution's.
         evaluation: nothing of it trains.
         tree: its exchanges.
@@ -93,7 +94,7 @@ class Session:
         self.is_aborted = False
         self.fault: Exception | None = None
         self.overridden: Counter[str] = Counter()
-        self._args = args
+        self.args = args
         self._params = dict(sampling_params)
         self._state = GenerateState(args)
         self.tree = Tree(
@@ -138,7 +139,7 @@ class Session:
                 f"sample {self.sample.index}: the agent ended without an answer of the model; does it "
                 "use session.openai_base_url or session.anthropic_base_url, and session.api_key?"
             )
-        self._samples = samples_of(self._args, self._state.tokenizer, self.tree, self.sample)
+        self._samples = samples_of(self.args, self._state.tokenizer, self.tree, self.sample)
         return self._samples
 
     def last_sample(self) -> Sample:
@@ -169,7 +170,7 @@ class Session:
             ApiError: the request is refused, or the engines gave no answer.
         """
         self._check_open()
-        settled = settle(self._params, ask.sampling, self._args.agent_sampling)
+        settled = settle(self._params, ask.sampling, self.args.agent_sampling)
         exchange = self._placed(ask)
         exchange.trains = settled.is_run or self.evaluation
         exchange.answer = self._sample_for(exchange)
@@ -183,7 +184,7 @@ class Session:
         if exchange.answer.status is Status.ABORTED:
             self._check_open()
             raise ApiError("the engine cut the answer short; ask again", status=503)
-        overridden = settled.differing if self._args.agent_sampling == "run" else ()
+        overridden = settled.differing if self.args.agent_sampling == "run" else ()
         self._note_overridden(overridden)
         return self._kept(exchange, ask, overridden)
 
@@ -219,7 +220,7 @@ class Session:
 
     def _room(self, exchange: Exchange, max_tokens: int | None) -> int | None:
         """Tokens the answer may have; None: as many as the engine takes."""
-        args, size = self._args, len(exchange.prompt)
+        args, size = self.args, len(exchange.prompt)
         context = args.eval_max_context_len if self.evaluation else None
         limits = [
             (self._params.get("max_new_tokens"), size - len(exchange.root.told)),
@@ -240,7 +241,7 @@ class Session:
         )
 
     async def _generate(self, sample: Sample, params: dict[str, Any]) -> None:
-        work = generate(self._args, sample, params)
+        work = generate(self.args, sample, params)
         task = asyncio.create_task(work, context=self._context.copy())
         self._running.add(task)
         try:

@@ -119,7 +119,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 # --- what the recipes ask for ---
 
 
-@pytest.mark.parametrize("name", ["retool", "search-r1"])
+@pytest.mark.parametrize("name", ["retool", "search-r1", "coding-agent"])
 def test_the_recipe_with_a_tool_passes_the_check(
     world: World, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
