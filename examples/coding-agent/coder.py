@@ -42,9 +42,7 @@ EXIT_STATUS, NUM_STEPS = "exit_status", "steps"  # in the sample's metadata
 MAX_FILES_CHARACTERS = 100_000
 # The library waits in a thread for the model and for its commands; the loop's own few threads are for others.
 _threads = ThreadPoolExecutor(1024, thread_name_prefix="coder")
-_http = httpx.Client(
-    limits=httpx.Limits(max_connections=None, max_keepalive_connections=64), timeout=3600
-)
+_http = httpx.Client(limits=httpx.Limits(max_connections=None, max_keepalive_connections=64))
 atexit.register(_http.close)
 
 
@@ -61,10 +59,11 @@ async def run_coder(session: "Session", sample: "Sample") -> float:
         sample.prompt[-1]["content"] if isinstance(sample.prompt, list) else sample.prompt
     )
     loop = asyncio.get_running_loop()
-    environment = SandboxEnvironment(args, metadata["files"], loop)
-    agent = DefaultAgent(
-        EndpointModel(session, **args.coder_model), environment, **args.coder_agent
-    )
+    # The execution's own deadline leaves the thread where it is; it ends with what it waits for.
+    timeout_s = args.generate_timeout_s or args.rollout_timeout_s
+    model = EndpointModel(session, timeout_s, **args.coder_model)
+    environment = SandboxEnvironment(args, metadata["files"], loop, timeout_s)
+    agent = DefaultAgent(model, environment, **args.coder_agent)
     ended: dict[str, Any] = await loop.run_in_executor(_threads, agent.run, question)
     metadata[EXIT_STATUS], metadata[NUM_STEPS] = ended["exit_status"], agent.n_calls
     code = environment.files.get(metadata["module"])
@@ -86,13 +85,13 @@ class ModelConfig(BaseModel):
 class EndpointModel:
     """mini-swe-agent's protocol `Model`: chat completions of the session's endpoint."""
 
-    def __init__(self, session: "Session", **settings: Any) -> None:
+    def __init__(self, session: "Session", timeout_s: float, **settings: Any) -> None:
         self.config = ModelConfig(model_name=session.model, **settings)
         self._client = OpenAI(
             base_url=session.openai_base_url,
             api_key=session.api_key,
             http_client=_http,
-            max_retries=2,
+            timeout=timeout_s,
         )
 
     def query(self, messages: list[dict[str, Any]], **kwargs: Any) -> dict[str, Any]:
@@ -153,10 +152,16 @@ class EnvironmentConfig(BaseModel):
 class SandboxEnvironment:
     """mini-swe-agent's protocol `Environment`: shell.py over files in memory, each command in the sandbox."""
 
-    def __init__(self, args: Any, files: dict[str, str], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        args: Any,
+        files: dict[str, str],
+        loop: asyncio.AbstractEventLoop,
+        timeout_s: float,
+    ) -> None:
         self.config = EnvironmentConfig()
         self.files = dict(files)
-        self._args, self._loop = args, loop
+        self._args, self._loop, self._timeout_s = args, loop, timeout_s
 
     def execute(self, action: dict[str, Any], cwd: str = "") -> dict[str, Any]:
         """What a command printed; in a thread, never in the loop.
@@ -166,17 +171,19 @@ class SandboxEnvironment:
         """
         request = json.dumps({"files": self.files, "command": action["command"]})
         work = run_python(self._args, SHELL, stdin=request)
-        result = asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        result = asyncio.run_coroutine_threadsafe(work, self._loop).result(self._timeout_s)
         reply = _reply(result.stdout)
         if reply is None:  # it ran too long, took too much, or wrote past the shell
             told = f"the command was ended: {result.outcome}"
             return {"output": "", "returncode": -1, "exception_info": told}
         self.files = reply["files"]
-        first, _, submission = reply["output"].lstrip().partition("\n")
+        # Half a surrogate pair is no text: no request could hold it.
+        output = reply["output"].encode("utf-8", "replace").decode()
+        first, _, submission = output.lstrip().partition("\n")
         if first.strip() == SUBMIT and reply["returncode"] == 0:
             raise Submitted(_exit("Submitted", submission))
         return {
-            "output": reply["output"],
+            "output": output,
             "returncode": reply["returncode"],
             "exception_info": "",
         }

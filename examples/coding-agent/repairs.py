@@ -9,7 +9,7 @@ give up and submit.
 import argparse
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,14 @@ import yaml
 from middle_letter import write_rows  # pyright: ignore[reportMissingImports] - as above
 
 TESTING_SHARE, PERSISTENCE = 0.3, 0.7
-CALLS = ("max", "min", "sum", "len", "any")
+FUNCTIONS: dict[str, Callable[[list[int]], int]] = {
+    "max": max,
+    "min": min,
+    "sum": sum,
+    "len": len,
+    "any": any,
+}
+CALLS = tuple(FUNCTIONS)
 MODULES = "abcdeghjkm"
 OPEN, CLOSE = "```mswea_bash_command\n", "```"
 SUBMIT = "echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT"
@@ -59,7 +66,7 @@ class Repair:
 
     def expected(self, numbers: list[int]) -> int:
         """What the repaired function returns."""
-        return int(eval(self.right)(numbers)) + self.added  # one of CALLS
+        return FUNCTIONS[self.right](numbers) + self.added
 
     @property
     def is_held_out(self) -> bool:
@@ -81,7 +88,7 @@ def numbers(rng: random.Random) -> list[int]:
     while True:
         found = [0, *rng.sample(range(-9, 20), rng.randint(2, 5))]
         rng.shuffle(found)
-        if len({int(eval(call)(found)) for call in CALLS}) == len(CALLS):
+        if len({call(found) for call in FUNCTIONS.values()}) == len(FUNCTIONS):
             return found
 
 

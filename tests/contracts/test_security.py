@@ -258,6 +258,8 @@ _DANGEROUS = re.compile(
 _ALLOWED: dict[str, str] = {
     "slime/sandbox/runner.py": "programs of the model's: only in a process that is locked down",
     "slime/sandbox/modules.py": "bytecode of the interpreter's own modules and of --sandbox-packages",
+    "examples/coding-agent/shell.py": "a program for the sandbox, where the agent's own run",
+    "examples/coding-agent/coder.py": "bytecode of shell.py, made there, for the sandbox",
 }
 _HARMLESS = re.compile(r"\.eval\(|^\s*#")
 

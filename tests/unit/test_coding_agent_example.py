@@ -1,8 +1,10 @@
 """examples/coding-agent: its shell, its tasks, and the library's agent on a model that writes what a test says."""
 
+import asyncio
 import json
 import random
 import sys
+import threading
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from support.agent_world import END, agent_world, checked, make_sample, trained_text
+from support.fake_engine import Reply
 
 from slime.sandbox.shared import close
 
@@ -217,14 +220,39 @@ async def test_an_answer_without_room_ends_the_episode(tmp_path: Path) -> None:
 async def test_what_a_command_does_to_the_shell_is_told_and_the_episode_goes_on(
     tmp_path: Path,
 ) -> None:
-    answers = [said(LOOP), said(ESCAPE), "no action" + END, said(FIX), said(repairs.SUBMIT)]
+    half = said("python3 -c 'print(chr(0xd800))'")
+    answers = [said(LOOP), said(ESCAPE), "no action" + END, half, said(FIX), said(repairs.SUBMIT)]
     reward, _, prompts = await episode(tmp_path, answers, settings="coder-qwen3.yaml")
     assert reward == 1.0
     assert "the command was ended: timeout" in prompts[1]
     assert "the command was ended: ok" in prompts[2]
     assert "Expected exactly 1 action, found 0." in prompts[3]
     assert prompts[3].startswith(prompts[2])  # one conversation, no branch
+    assert "exit code 0\n?\n" in prompts[4]
     assert "Files here: k.py, t.py." in prompts[0]
+
+
+async def test_an_execution_that_is_cut_leaves_no_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, run_once = threading.Event(), coder.DefaultAgent.run
+
+    def run(self: Any, task: str = "", **kwargs: Any) -> dict[str, Any]:
+        try:
+            return run_once(self, task, **kwargs)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(coder.DefaultAgent, "run", run)
+    settings = yaml.safe_load((EXAMPLE / "tiny.yaml").read_text())
+    sample = make_sample(metadata={"files": FILES, "module": "k.py", "tests": ""})
+    async with agent_world(tmp_path, [Reply(hold=True)], sample=sample, **settings) as world:
+        task = asyncio.create_task(coder.run_coder(world.session, sample))
+        await world.engine.holds(1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert await asyncio.to_thread(ended.wait, 30)
 
 
 @pytest.mark.parametrize(
