@@ -14,6 +14,7 @@ import aiohttp
 import orjson
 
 from slime.config.api_key import run_api_key
+from slime.engines.dropped import dropped_answer, is_dropped
 from slime.engines.request_scope import current_scope
 from slime.errors import EngineError, EngineProtocolError, EngineUnavailable
 from slime.observability.waits import WARN_FRACTION, waiting
@@ -288,7 +289,9 @@ def _is_fleet_fault(reply: _Reply) -> bool:
 
 
 def _decoded(request: _Request, reply: _Reply) -> Any:
-    """The JSON of a reply with a good status."""
+    """The JSON of a reply with a good status; of a dropped request, that of an aborted one."""
+    if request.url.endswith("/generate") and is_dropped(reply.status, reply.body):
+        return dropped_answer(orjson.loads(request.body or b"{}"))
     if 400 <= reply.status < 500:
         raise EngineProtocolError(
             f"{request} was refused with status {reply.status}: {_shown(reply.body)}"

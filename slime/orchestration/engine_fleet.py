@@ -138,6 +138,14 @@ class EngineFleet:
         )
 
     @property
+    def heeds_seeds(self) -> bool:
+        """Whether `sampling_seed` decides answers of any engine: SGLang's need --enable-deterministic-inference."""
+        return not self._infos or any(
+            info.get("slime_engine") == "embedded" or info.get("enable_deterministic_inference")
+            for info in self._infos
+        )
+
+    @property
     def waiting(self) -> tuple[Server, ...]:
         """Engines that came back and lack the current weights."""
         return self._watch.waiting if self._watch is not None else ()

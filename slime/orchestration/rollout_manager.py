@@ -310,6 +310,7 @@ class RolloutManager:
             "engine_urls": fleet.urls,
             "num_engines": len(fleet.urls),
             "engine_supports_group_seeds": fleet.supports_group_seeds,
+            "engine_heeds_seeds": fleet.heeds_seeds,
         }
 
     def _rollouts_per_epoch(self) -> int | None:

@@ -14,6 +14,10 @@ from slime.rollout.state import GenerateState
 
 Status = Sample.Status
 
+# The most tokens in the answers of one request to SGLang: 0.4 MB of JSON with log-probs, which take the event loop some
+# milliseconds. Beside longer answers the cost of a request is small, and none has to wait for the longest of its group.
+SHARED_TOKENS = 8_192
+
 # Of smg's policies those that look at the key; --router-sticky-sessions lets the others look too.
 KEYED_POLICIES = frozenset({"consistent_hashing", "manual"})
 
@@ -100,13 +104,19 @@ def can_share_request(args: Any, group: Sequence[Sample]) -> bool:
     """Whether `generate_group` can serve `group`.
 
     True for several samples that ask the same prompt for the first time, on engines that take one
-    seed per answer.
+    seed per answer; on those whose answers depend on no seed for short answers, see SHARED_TOKENS.
     """
-    # A fact the rollout manager learns from the engines; absent where somebody else made args.
-    if not vars(args).get("engine_supports_group_seeds") or args.custom_generate_function_path:
+    if len(group) < 2 or args.custom_generate_function_path:
+        return False
+    # Facts the rollout manager learns from the engines; absent where somebody else made args.
+    facts = vars(args)
+    if not facts.get("engine_supports_group_seeds") and (
+        facts.get("engine_heeds_seeds", True)
+        or len(group) * args.rollout_max_response_len > SHARED_TOKENS
+    ):
         return False
     first = group[0]
-    return len(group) > 1 and all(
+    return all(
         sample.status is Status.PENDING
         and sample.response_length == 0
         and sample.index is not None
@@ -126,7 +136,8 @@ async def generate_group(
     The engine prefills the prompt once, and HTTP, JSON and the router are paid once per group.
 
     Args:
-        seeds: one per sample; sample i gets the tokens it would get alone with seed i.
+        seeds: one per sample; sample i gets the tokens it would get alone with seed i. Not sent to
+            engines that heed none.
 
     Raises:
         EngineError: no usable answer within `args.request_timeout_s`; samples that got none are
@@ -136,7 +147,9 @@ async def generate_group(
     for sample in group:
         set_prompt_ids(state, sample)
     params = {**sampling_params, "n": len(group)}
-    payload = _payload(args, group[0].tokens, params) | {"sampling_seeds": list(seeds)}
+    payload = _payload(args, group[0].tokens, params)
+    if vars(args).get("engine_supports_group_seeds"):
+        payload["sampling_seeds"] = list(seeds)
     async with state.asking():
         sent_under = state.weight_version
         reply = await state.client.generate(payload, headers=routing_headers(args, group[0]))

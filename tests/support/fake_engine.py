@@ -132,7 +132,7 @@ class FakeEngine:
         params = payload["sampling_params"]
         if "n" not in params:
             return self._answer(payload, reply, params.get("sampling_seed"), aborted)
-        seeds = payload["sampling_seeds"]
+        seeds = payload.get("sampling_seeds", list(range(params["n"])))  # without, its own choice
         assert len(seeds) == params["n"]
         return [self._answer(payload, reply, seed, aborted) for seed in seeds]
 

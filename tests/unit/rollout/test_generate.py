@@ -1,5 +1,6 @@
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.fake_engine import Reply, fake_engine, seeded_ids
@@ -140,6 +141,32 @@ async def test_group_is_served_by_one_request_with_a_seed_each():
     assert request["sampling_seeds"] == [11, 12, 13]
     assert [tuple(s.tokens[2:]) for s in group] == [seeded_ids(seed) for seed in (11, 12, 13)]
     assert all(s.status is Status.COMPLETED for s in group)
+
+
+async def test_short_answers_share_a_request_where_no_seed_matters():
+    async with fake_engine() as engine:
+        args = make_args(engine.url, engine_heeds_seeds=False, rollout_max_response_len=4_096)
+        group = FakeDataSource(args).get_samples(1)[0]
+        assert can_share_request(args, group)
+        await generate_group(args, group, {"max_new_tokens": 16}, [11, 12])
+    (request,) = engine.requests
+    assert request["sampling_params"]["n"] == 2
+    assert "sampling_seeds" not in request
+    assert "sampling_seed" not in request["sampling_params"]
+    assert [tuple(s.tokens[2:]) for s in group] == [seeded_ids(0), seeded_ids(1)]
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"engine_heeds_seeds": False, "rollout_max_response_len": 4_097},
+        {"engine_heeds_seeds": True, "rollout_max_response_len": 8},
+        {"rollout_max_response_len": 8},
+    ],
+)
+def test_long_answers_and_seeds_that_matter_have_requests_of_their_own(facts: dict[str, Any]):
+    args = make_args("http://127.0.0.1:1", **facts)
+    assert not can_share_request(args, FakeDataSource(args).get_samples(1)[0])
 
 
 async def test_group_request_that_fails_leaves_samples_pending():

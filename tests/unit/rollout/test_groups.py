@@ -212,6 +212,32 @@ async def test_failed_request_fails_its_samples(reply: Reply, category: str, sup
     assert {s.metadata["error_cat"] for s in group} == {category}
 
 
+DROPPED = Reply(status=400, body=b'{"message":"Request 0f3 was aborted","code":400}')
+
+
+@pytest.mark.parametrize("facts", [{}, {"engine_heeds_seeds": False}])
+async def test_requests_that_an_abort_met_before_they_ran_are_sent_again(facts: dict[str, Any]):
+    async with fake_engine(lambda payload, number: DROPPED if number == 0 else Reply()) as engine:
+        group = await run_group(make_args(engine.url, **facts))
+    assert [s.status for s in group] == [Status.COMPLETED] * 2
+    assert all(s.reward is not None and s.response_length for s in group)
+    assert len(engine.requests) == 3
+
+
+@pytest.mark.parametrize("facts", [{}, {"engine_heeds_seeds": False}])
+async def test_requests_that_the_end_of_a_round_met_before_they_ran_are_not(facts: dict[str, Any]):
+    def drop(payload: dict[str, Any], number: int) -> Reply:
+        GenerateState(args).aborted = True
+        return DROPPED
+
+    async with fake_engine(drop) as engine:
+        args = make_args(engine.url, **facts)
+        group = await run_group(args)
+    assert [s.status for s in group] == [Status.ABORTED] * 2
+    assert is_unfinished(group)
+    assert all(s.response_length == 0 and s.reward is None for s in group)
+
+
 async def test_mistake_in_the_settings_stops_the_run():
     async with fake_engine() as engine:
         args = make_args(engine.url, custom_generate_function_path="no.such.function")
