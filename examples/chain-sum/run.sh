@@ -25,6 +25,12 @@ case "${PLACE:-together}" in
    apart) PLACE_ARGS=(--rollout-num-gpus 1 --sglang-mem-fraction-static 0.7) ;;
    *) echo "PLACE is together or apart, not ${PLACE}" >&2 && exit 2 ;;
 esac
+if [ "${DEVICE:-cuda}" = cuda ]; then # all answers of a round at once; HTTP takes more than one core
+   PLACE_ARGS+=(
+      --sglang-server-concurrency 2048 --sglang-max-running-requests 2048 --sglang-cuda-graph-max-bs-decode 2048
+      --sglang-tokenizer-worker-num 4
+   )
+fi
 ARGS=(
    --device "${DEVICE:-cuda}" --actor-num-nodes 1 --actor-num-gpus-per-node 1 --rollout-num-gpus-per-engine 1
    --hf-checkpoint "${model}" --run-dir "${run}" --save "${run}/checkpoints" --save-hf "${run}/hf"
