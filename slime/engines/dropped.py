@@ -31,7 +31,7 @@ def dropped_answer(payload: Mapping[str, Any]) -> dict[str, Any] | list[dict[str
 
 
 def _empty() -> dict[str, Any]:
-    meta_info = {
+    meta_info: dict[str, Any] = {
         "finish_reason": {"type": "abort", "message": "aborted before it ran"},
         "completion_tokens": 0,
         "output_token_logprobs": [],
