@@ -69,6 +69,10 @@ class Entry(ABC):
     def to_hf(self, whole: Tensor, dims: ModelDims) -> tuple[Tensor, ...]:
         """The tensors of `hf_names`, from one of `megatron_shape`; the inverse of `from_hf`."""
 
+    def many_to_hf(self, wholes: Tensor, dims: ModelDims) -> Sequence[Tensor]:
+        """`to_hf` of each of `wholes`, [n, ...], one after the other; a few operations for all, where it can be."""
+        return [tensor for whole in wholes for tensor in self.to_hf(whole, dims)]
+
     def shard(self, whole: Tensor, rank: int, size: int) -> Tensor:
         """The part of tensor-parallel rank `rank` of `size`.
 
@@ -121,6 +125,10 @@ class Rename(Entry):
     @override
     def to_hf(self, whole: Tensor, dims: ModelDims) -> tuple[Tensor, ...]:
         return (whole[: dims.vocab_size] if self.padded_vocab else whole,)
+
+    @override
+    def many_to_hf(self, wholes: Tensor, dims: ModelDims) -> Sequence[Tensor]:
+        return super().many_to_hf(wholes, dims) if self.padded_vocab else wholes.unbind()
 
 
 @dataclass(frozen=True)
@@ -210,6 +218,11 @@ class GateUp(Entry):
     def to_hf(self, whole: Tensor, dims: ModelDims) -> tuple[Tensor, ...]:
         return whole.chunk(2)
 
+    @override
+    def many_to_hf(self, wholes: Tensor, dims: ModelDims) -> Sequence[Tensor]:
+        count, rows, hidden = wholes.shape
+        return wholes.reshape(2 * count, rows // 2, hidden).unbind()
+
 
 @dataclass(frozen=True)
 class ExpertStack(Entry):
@@ -259,7 +272,7 @@ class ExpertStack(Entry):
 
     @override
     def to_hf(self, whole: Tensor, dims: ModelDims) -> tuple[Tensor, ...]:
-        return tuple(part for expert in whole for part in self.one.to_hf(expert, dims))
+        return tuple(self.one.many_to_hf(whole, dims))
 
     @override
     def shard(self, whole: Tensor, rank: int, size: int) -> Tensor:
@@ -267,8 +280,7 @@ class ExpertStack(Entry):
 
     @override
     def unshard(self, parts: Sequence[Tensor]) -> Tensor:
-        experts = zip(*(part.unbind() for part in parts), strict=True)
-        return stacked([self.one.unshard(of_expert) for of_expert in experts])
+        return sharding.unshard(parts, self.cut, stack=True)
 
 
 def expert_stack(one: Entry) -> ExpertStack:

@@ -122,10 +122,8 @@ class BoundEntry:
         one, each = last.entry, len(last.hf_names)
         name = f"{self.megatron_name}[{first}:{first + len(experts)}]"
         _check_shape(name, experts, (len(experts), *last.megatron_shape))
-        names = iter(self.hf_names[first * each : (first + len(experts)) * each])
-        for expert in experts:
-            for tensor in one.to_hf(expert, self.dims):
-                yield next(names), tensor
+        names = self.hf_names[first * each : (first + len(experts)) * each]
+        return zip(names, one.many_to_hf(experts, self.dims), strict=True)
 
     def unshard_experts(self, parts: Sequence[Tensor]) -> Tensor:
         """[n, ...]: whole experts from the parts [n, ...] of all expert-tensor-parallel ranks."""

@@ -42,14 +42,19 @@ def shard(whole: Tensor, sharding: Sharding, rank: int, size: int) -> Tensor:
     return whole.chunk(size, dim)[rank]
 
 
-def unshard(parts: Sequence[Tensor], sharding: Sharding) -> Tensor:
-    """The whole tensor from the parts of all ranks, in rank order; the inverse of `shard`."""
+def unshard(parts: Sequence[Tensor], sharding: Sharding, *, stack: bool = False) -> Tensor:
+    """The whole tensor from the parts of all ranks, in rank order; the inverse of `shard`.
+
+    Args:
+        stack: the parts are those of many tensors each, [n, ...].
+    """
     if sharding == "replicated" or len(parts) == 1:
         return parts[0]
+    dim = _CUT_DIM[sharding] + stack
     if sharding == "gate_up":
-        halves = [part.chunk(2) for part in parts]
-        return joined([gate for gate, _ in halves] + [up for _, up in halves])
-    return joined(parts, _CUT_DIM[sharding])
+        halves = [part.chunk(2, dim) for part in parts]
+        return joined([gate for gate, _ in halves] + [up for _, up in halves], dim)
+    return joined(parts, dim)
 
 
 def joined(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 from support.tiny_checkpoints import random_weights, tiny_config
+from support.tiny_families import tiny_family_config
 from torch import Tensor
 
-from slime.checkpoint.mapping import BoundEntry, Mapping, ModelDims, load_mapping
+from slime.checkpoint.mapping import BoundEntry, ExpertStack, Mapping, ModelDims, load_mapping
 from slime.errors import CheckpointError, ConfigError, ShapeMismatch, UnknownParameter
 
 ARCHITECTURES = ("qwen3", "qwen2", "llama")
@@ -62,6 +63,43 @@ def test_hf_to_megatron_to_hf_is_bit_equal(model_type: str, tied: bool, tp_size:
         )
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "glm4_moe", "deepseek_v3"])
+def test_experts_leave_together_as_each_would_alone(model_type: str) -> None:
+    dims = ModelDims.from_hf_config(tiny_family_config(model_type, vocab_size=128))
+    mapping = load_mapping(model_type)
+    stacks = [entry for entry in mapping.parameters(dims) if entry.num_experts]
+    assert (
+        len({type(entry.entry.one) for entry in stacks if isinstance(entry.entry, ExpertStack)})
+        == 2
+    )
+    for entry in stacks:
+        experts = torch.randn(entry.megatron_shape)[1:]
+        together = list(entry.experts_to_hf(1, experts))
+        alone = [
+            pair
+            for number, expert in enumerate(experts, 1)
+            for pair in zip(
+                entry.expert(number).hf_names, entry.expert(number).to_hf(expert), strict=True
+            )
+        ]
+        assert [name for name, _ in together] == [name for name, _ in alone]
+        assert all(torch.equal(a, b) for (_, a), (_, b) in zip(together, alone, strict=True))
+        memory = experts.untyped_storage().data_ptr()
+        assert {tensor.untyped_storage().data_ptr() for _, tensor in together} == {memory}
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_experts_are_joined_together_as_each_would_alone(size: int) -> None:
+    dims = ModelDims.from_hf_config(tiny_family_config("qwen3_moe", vocab_size=128))
+    stacks = [e for e in load_mapping("qwen3_moe").parameters(dims) if e.num_experts]
+    for entry in stacks:
+        whole = torch.randn(entry.megatron_shape)
+        parts = [entry.shard(whole, rank, size) for rank in range(size)]
+        assert torch.equal(entry.unshard_experts(parts), whole)
+        one = entry.expert(2)
+        assert torch.equal(one.unshard([part[2] for part in parts]), whole[2])
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)

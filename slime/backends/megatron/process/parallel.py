@@ -123,12 +123,13 @@ def is_last_stage() -> bool:
 
 
 def gather_over(group: dist.ProcessGroup, local: Tensor) -> list[Tensor]:
-    """The tensors of all ranks of `group`, in rank order; collective."""
+    """The tensors of all ranks of `group`, in rank order and one after the other in memory; collective."""
     if group.size() == 1:
         return [local]
-    parts = [torch.empty_like(local) for _ in range(group.size())]
-    dist.all_gather(parts, local.contiguous(), group=group)
-    return parts
+    parts = local.new_empty(group.size(), *local.shape)
+    # Flat: gloo and NCCL want the parts in different shapes.
+    dist.all_gather_into_tensor(parts.view(-1), local.contiguous().view(-1), group=group)
+    return list(parts.unbind())
 
 
 def from_last_stage(tensor: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,14 @@ class Architecture:
     mapping: Mapping
     dims: ModelDims
 
+    @cached_property
+    def parameters(self) -> dict[str, BoundEntry]:
+        """All of the table by Megatron's name, without aliases, in its order.
+
+        Made once: writing out the names of thousands of experts took half of each sync.
+        """
+        return {bound.megatron_name: bound for bound in self.mapping.parameters(self.dims)}
+
 
 def global_weights(model: Sequence[torch.nn.Module]) -> Iterator[tuple[str, Tensor]]:
     """(name with the layer's number in the whole model, parameter or buffer) of unwrapped chunks."""
@@ -81,12 +90,12 @@ def named_weights(
         CheckpointError: the model and the architecture's table have not the same weights.
     """
     local = dict(global_weights(model))
-    for name in local:  # one the table does not know must not be left out
+    for name in local.keys() - architecture.parameters.keys():
+        # An alias, or one the table does not know, which must not be left out.
         architecture.mapping.bind(name, architecture.dims)
     kinds = objects_of_all_stages({name: weight.dtype for name, weight in local.items()})
     _check_complete(kinds, architecture)
-    for bound in architecture.mapping.parameters(architecture.dims):
-        name = bound.megatron_name
+    for name, bound in architecture.parameters.items():
         stage = next(number for number, names in enumerate(kinds) if name in names)
         source = _Source(stage, kinds[stage][name])
         weight = local[name].detach() if name in local else None
@@ -102,9 +111,7 @@ def _check_complete(names_of_stages: Sequence[Collection[str]], architecture: Ar
         CheckpointError: names those that are on none.
     """
     held = set().union(*names_of_stages)
-    missing = [
-        n for n in architecture.mapping.megatron_parameters(architecture.dims) if n not in held
-    ]
+    missing = [name for name in architecture.parameters if name not in held]
     if missing:
         raise CheckpointError(
             f"no pipeline stage of the model has {', '.join(missing[:8])}"
