@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slime.engines.strips import strips_of
+
 # Lanes are 32-bit words widened to 64 bits. With 64-bit lanes a swap of two top bits would cancel,
 # because the difference of two odd multipliers is even.
 LANE_BYTES = 4
@@ -42,11 +44,22 @@ def start_checksums(tensors: Sequence[Tensor]) -> "Sums":
 
     The tensors must not change before, but on its own stream.
     """
-    if tensors and all(tensor.is_cuda for tensor in tensors):
+    return start_strip_checksums(strips_of(tensors))
+
+
+def start_strip_checksums(strips: Sequence[Tensor]) -> "Sums":
+    """As `start_checksums`, of each row of some [n, num_bytes] uint8, whose rows have no gaps inside."""
+    if not strips:
+        return Sums(None)
+    if _has_kernel(strips):
         from slime.engines.checksum_triton import sums
 
-        return Sums(sums(tensors))
-    return Sums(torch.stack([sum_of(tensor) for tensor in tensors]) if tensors else None)
+        return Sums(sums(strips))
+    return Sums(torch.cat([sums_of(strip) for strip in strips]))
+
+
+def _has_kernel(tensors: Sequence[Tensor]) -> bool:
+    return all(tensor.is_cuda for tensor in tensors)
 
 
 class Sums:
@@ -61,48 +74,57 @@ class Sums:
 
     def numbers(self) -> list[int]:
         """Them, waiting for the device."""
-        return [] if self._values is None else [int(x) for x in self._values.cpu().numpy()]
+        return [] if self._values is None else self._values.cpu().numpy().tolist()
 
 
-def sum_of(tensor: Tensor) -> Tensor:
-    """[] int64 on the tensor's device; sums and products wrap around, which is modulo 2^64."""
-    data = _bytes(tensor)
-    device = tensor.device
-    num_lanes = data.numel() // LANE_BYTES
+def sums_of(strip: Tensor) -> Tensor:
+    """[n] int64 on the strip's device; sums and products wrap around, which is modulo 2^64.
+
+    Args:
+        strip: [n, num_bytes] uint8.
+    """
+    at_once = _rows_at_once(strip.device) * ROW * LANE_BYTES // max(1, strip.shape[1])
+    pieces: Sequence[Tensor] = torch.split(strip, max(1, at_once))
+    return torch.cat([_sums_of_few(piece) for piece in pieces])
+
+
+def _sums_of_few(strip: Tensor) -> Tensor:
+    """`sums_of` a strip whose rows, widened to 64 bits, fit into memory together, or which has one."""
+    device, num_bytes = strip.device, strip.shape[1]
+    num_lanes = num_bytes // LANE_BYTES
     num_rows = num_lanes // ROW
-    lanes = data[: num_lanes * LANE_BYTES].view(torch.int32)
-    rows_at_once = _ROWS_AT_ONCE_CPU if device.type == "cpu" else _ROWS_AT_ONCE
-    total = _tail(lanes[num_rows * ROW :], data[num_lanes * LANE_BYTES :], num_rows)
-    total = total + _signed(data.numel() * LENGTH)
+    words = strip[:, : num_lanes * LANE_BYTES]
+    if words.storage_offset() % LANE_BYTES or words.stride(0) % LANE_BYTES:
+        words = words.clone(memory_format=torch.contiguous_format)
+    lanes = words.view(torch.int32) if num_lanes else words.to(torch.int32)
+    total = _tails(lanes[:, num_rows * ROW :], strip[:, num_lanes * LANE_BYTES :], num_rows)
+    total = total + _signed(num_bytes * LENGTH)
+    rows_at_once = _rows_at_once(device)
     for start in range(0, num_rows, rows_at_once):
         stop = min(start + rows_at_once, num_rows)
-        rows = lanes[start * ROW : stop * ROW].view(-1, ROW).to(torch.int64)
-        sums = (rows * columns(device)).sum(1)
-        total = total + (sums * row_multipliers(start, stop, device)).sum()
+        rows = lanes[:, start * ROW : stop * ROW].reshape(len(strip), -1, ROW).to(torch.int64)
+        sums = (rows * columns(device)).sum(2)
+        total = total + (sums * row_multipliers(start, stop, device)).sum(1)
     return total
 
 
-def _tail(lanes: Tensor, rest: Tensor, row: int) -> Tensor:
-    """Of the last, incomplete row: its lanes, then up to 3 bytes as one more lane."""
-    total = (lanes.to(torch.int64) * columns(lanes.device)[: lanes.numel()]).sum()
-    if rest.numel():
-        places = torch.tensor([1, 1 << 8, 1 << 16][: rest.numel()], device=rest.device)
+def _rows_at_once(device: torch.device) -> int:
+    return _ROWS_AT_ONCE_CPU if device.type == "cpu" else _ROWS_AT_ONCE
+
+
+def _tails(lanes: Tensor, rest: Tensor, row: int) -> Tensor:
+    """[n] of the last, incomplete row of each: its lanes, then up to 3 bytes as one more lane."""
+    total = (lanes.to(torch.int64) * columns(lanes.device)[: lanes.shape[1]]).sum(1)
+    if rest.shape[1]:
+        places = torch.tensor([1, 1 << 8, 1 << 16][: rest.shape[1]], device=rest.device)
         # An odd constant no other position uses.
-        total = total + (rest.to(torch.int64) * places).sum() * _signed(0xD6E8FEB86659FD93)
+        total = total + (rest.to(torch.int64) * places).sum(1) * _signed(0xD6E8FEB86659FD93)
     return total * _row_multiplier(row)
 
 
 def _signed(number: int) -> int:
     """`number` modulo 2^64, as int64 holds it."""
     return ((number + (1 << 63)) & _MASK) - (1 << 63)
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    """[num_bytes] uint8; a view where alignment allows."""
-    data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    if data.storage_offset() % LANE_BYTES:
-        data = data.clone()
-    return data
 
 
 @lru_cache(maxsize=16)

@@ -17,20 +17,22 @@ from slime.engines import checksum as plain
 _BLOCK = 4096
 
 
-def sums(tensors: Sequence[Tensor]) -> Tensor:
-    """[number of tensors] int64 on their device, not waited for: what `checksum` says of each.
+def sums(strips: Sequence[Tensor]) -> Tensor:
+    """[total rows] int64 on their device, not waited for: what `checksum` says of each row.
 
     Args:
-        tensors: all on the current CUDA device.
+        strips: [n, num_bytes] uint8 each, rows without gaps inside, all on the current CUDA device.
     """
-    kept = [tensor.detach().contiguous() for tensor in tensors]
-    starts = np.array([tensor.data_ptr() for tensor in kept], np.int64)
-    sizes = np.array([tensor.nbytes for tensor in kept], np.int64)
-    by_words = (starts % plain.LANE_BYTES == 0) & (sizes % plain.LANE_BYTES == 0) & (sizes > 0)
-    others = np.flatnonzero(~by_words)
-    chosen = np.flatnonzero(by_words)
-    device = kept[0].device
-    totals = torch.zeros(len(kept), dtype=torch.int64, device=device)
+    device = strips[0].device
+    counts = np.array([strip.shape[0] for strip in strips], np.int64)
+    firsts = counts.cumsum() - counts
+    by_words = [_is_words(strip) for strip in strips]
+    chosen = np.repeat(by_words, counts).nonzero()[0]
+    places = np.arange(counts.sum()) - np.repeat(firsts, counts)
+    starts = _repeated([strip.data_ptr() for strip in strips], counts)
+    starts += places * _repeated([strip.stride(0) for strip in strips], counts)
+    sizes = _repeated([strip.shape[1] for strip in strips], counts)
+    totals = torch.zeros(len(sizes), dtype=torch.int64, device=device)
     if len(chosen):
         lanes = sizes[chosen] // plain.LANE_BYTES
         rows = -(-lanes // plain.ROW)
@@ -47,11 +49,23 @@ def sums(tensors: Sequence[Tensor]) -> Tensor:
         )  # fmt: skip
         totals.index_add_(0, blocks[3], parts)
         lengths = (sizes.astype(np.uint64) * np.uint64(plain.LENGTH)).view(np.int64)
-        lengths[others] = 0
+        lengths[~np.repeat(by_words, counts)] = 0
         totals += _to(device, lengths)
-    for i in others:
-        totals[i] = plain.sum_of(kept[i])
+    for strip, first, is_words in zip(strips, firsts, by_words, strict=True):
+        if not is_words:
+            totals[first : first + strip.shape[0]] = plain.sums_of(strip)
     return totals
+
+
+def _is_words(strip: Tensor) -> bool:
+    """Whether its rows are whole words, where words may be."""
+    count, size = strip.shape
+    step = strip.stride(0) if count > 1 else 0
+    return size > 0 and not (strip.data_ptr() | size | step) % plain.LANE_BYTES
+
+
+def _repeated(numbers: Sequence[int], counts: np.ndarray) -> np.ndarray:
+    return np.repeat(np.array(numbers, np.int64), counts)
 
 
 def _to(device: torch.device, numbers: np.ndarray) -> Tensor:

@@ -18,7 +18,7 @@ def make_buckets(named: Iterable[tuple[str, Tensor]], bucket_bytes: int) -> Iter
     tensors: list[Tensor] = []
     size = 0
     for name, tensor in named:
-        num_bytes = tensor.numel() * tensor.element_size()
+        num_bytes = tensor.nbytes
         if names and size + num_bytes > bucket_bytes:
             yield Bucket(tuple(names), tuple(tensors), size)
             names, tensors, size = [], [], 0

@@ -25,10 +25,11 @@ from slime.engines.sglang.invitation import (
     answer_key,
     bucket_key,
     join_key,
-    parts,
-    room_for,
+    layout_key,
 )
+from slime.engines.sglang.layout import Layout
 from slime.engines.sglang.receiver import broadcast_options, make_group
+from slime.engines.strips import copy_all
 from slime.errors import WeightSyncError
 from slime.weights.transport import Bucket
 
@@ -121,6 +122,7 @@ class Sender:
         self._group: Any = None
         self._has_joined = False
         self._buffers: dict[int, _Buffer] = {}
+        self._layouts: dict[Layout, tuple[int, Layout]] = {}
         self._on_way: deque[_OnWay] = deque()
 
     def join(self) -> None:
@@ -150,15 +152,9 @@ class Sender:
             WeightSyncError: the broadcast could not begin.
         """
         assert len(self._on_way) < DEPTH, "the buffer of this bucket is in use"
-        buffer, flat = self._filled(bucket, number % DEPTH)
-        content = {
-            "names": bucket.names,
-            "dtypes": [str(tensor.dtype).removeprefix("torch.") for tensor in bucket.tensors],
-            "shapes": [list(tensor.shape) for tensor in bucket.tensors],
-            "num_bytes": flat.numel(),
-            "handle": buffer.handle,
-            "is_last": is_last,
-        }
+        place, layout = self._told(Layout.of(bucket.names, bucket.tensors))
+        buffer, flat = self._filled(bucket, layout, number % DEPTH)
+        content = {"layout": place, "handle": buffer.handle, "is_last": is_last}
         self._store.set(bucket_key(sync, number), json.dumps(content))
         work = None
         if self._group is not None:
@@ -201,10 +197,17 @@ class Sender:
     def _receivers(self) -> range:
         return range(1, self.address.num_receivers + 1)
 
-    def _filled(self, bucket: Bucket, place: int) -> tuple[_Buffer, Tensor]:
+    def _told(self, layout: Layout) -> tuple[int, Layout]:
+        """The number by which receivers know this layout, of which they are told once, and what was told."""
+        known = self._layouts.get(layout)
+        if known is None:
+            known = self._layouts[layout] = len(self._layouts), layout
+            self._store.set(layout_key(known[0]), layout.text())
+        return known
+
+    def _filled(self, bucket: Bucket, layout: Layout, place: int) -> tuple[_Buffer, Tensor]:
         """A buffer that is kept from bucket to bucket, and [num_bytes] uint8 of the bucket in it."""
-        sizes = [tensor.nbytes for tensor in bucket.tensors]
-        num_bytes = room_for(sizes)
+        num_bytes = layout.num_bytes
         way = self.address.way
         device = "cpu" if way == "gloo" else torch.device("cuda", torch.cuda.current_device())
         buffer = self._buffers.get(place)
@@ -213,11 +216,8 @@ class Sender:
             handle = shared_handle(content) if way == "ipc" else ""
             buffer = self._buffers[place] = _Buffer(content, handle)
         flat = buffer.content[:num_bytes]
-        flats = [
-            tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in bucket.tensors
-        ]
-        copy_all: Any = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
-        copy_all(parts(flat, sizes), flats)
+        strips = bucket.strips
+        copy_all(layout.strips(flat, [len(strip) for strip in strips]), strips)
         if way == "ipc":  # the receivers' streams do not wait for ours
             torch.cuda.current_stream().synchronize()
         return buffer, flat

@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from slime.engines.checksum import Sums, start_checksums
+from slime.engines.checksum import Sums, start_strip_checksums
 from slime.engines.protocol import PauseMode
 from slime.errors import WeightSyncError
 from slime.observability.timeline import add_span
@@ -158,7 +158,7 @@ class _Pipe:
         self.transport.start(bucket, version)
         report.send_s += clock.lap("send")
         # Not their numbers yet: a card computes them while the engines load.
-        own = start_checksums(bucket.tensors) if self.verify else None
+        own = start_strip_checksums(bucket.strips) if self.verify else None
         report.verify_s += clock.lap("verify")
         self._on_way.append((bucket.names, own))
         report.num_buckets += 1
@@ -192,6 +192,8 @@ def verify_sums(
         WeightSyncError: names the engine and the first tensor that is missing or differs.
     """
     for url, found in zip(urls, engine_sums, strict=True):
+        if found == sent:
+            continue
         for name, expected in sent.items():
             if found.get(name) != expected:
                 state = (

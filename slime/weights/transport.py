@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 from torch import Tensor
+
+from slime.engines.strips import strips_of
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,11 @@ class Bucket:
     names: tuple[str, ...]
     tensors: tuple[Tensor, ...]
     num_bytes: int
+
+    @cached_property
+    def strips(self) -> list[Tensor]:
+        """The tensors' bytes, [n, num_bytes] uint8 for each n of them that follow each other in memory."""
+        return strips_of(self.tensors)
 
 
 class WeightTransport(Protocol):

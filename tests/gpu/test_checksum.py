@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from slime.engines.checksum import ROW, checksums
+from slime.engines.checksum import ROW, checksums, start_strip_checksums
 
 pytestmark = pytest.mark.gpu1
 
@@ -23,6 +23,13 @@ def tensors() -> list[Tensor]:
 def test_a_card_finds_what_a_cpu_finds() -> None:
     on_cpu = tensors()
     assert checksums([tensor.cuda() for tensor in on_cpu]) == checksums(on_cpu)
+
+
+def test_rows_of_a_strip_may_have_gaps_between_them() -> None:
+    data = torch.randint(256, (40, 1024), dtype=torch.uint8)
+    for width in (1000, 1001, 1024):
+        expected = start_strip_checksums([data[:, :width]]).numbers()
+        assert start_strip_checksums([data.cuda()[:, :width]]).numbers() == expected
 
 
 def test_one_bit_shows() -> None:

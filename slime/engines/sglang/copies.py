@@ -15,20 +15,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from slime.engines.checksum import checksums
+from slime.engines.sglang.layout import Layout
+from slime.engines.strips import copy_all
 
 logger = logging.getLogger(__name__)
 
 _COPY = torch.ops.aten.copy_.default
+_WORD = torch.int64
 _FILLS = {torch.ops.aten.fill_.Scalar: 1, torch.ops.aten.zero_.default: None}
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The tensors of a bucket: their names, dtypes and shapes."""
-
-    names: Sequence[str]
-    dtypes: Sequence[str]
-    shapes: Sequence[Sequence[int]]
 
 
 class Copies:
@@ -45,34 +39,31 @@ class Copies:
             self._plans.clear()
             self._places = places
 
-    def load(
-        self, model: Any, number: int, layout: Layout, flat: Tensor, tensors: Sequence[Tensor]
-    ) -> None:
+    def load(self, model: Any, number: int, layout: Layout, flat: Tensor) -> None:
         """Load bucket `number` of a sync.
 
         Args:
             flat: [num_bytes] uint8, the bucket.
-            tensors: views of it as the layout says.
         """
         known, plan = self._plans.get(number, (None, None))
         if known == layout:
             if plan is not None:
                 plan.run(flat)
             else:
-                _load(model, layout, tensors)
+                _load(model, layout, flat)
             return
         with _Recorder(flat) as recorder:
-            _load(model, layout, tensors)
+            _load(model, layout, flat)
         plan = recorder.plan()
         if plan is not None and not plan.does_the_same(flat):
             logger.warning("slime: copies of bucket %d do not give what load_weights gives", number)
             plan = None
-            _load(model, layout, tensors)
+            _load(model, layout, flat)
         self._plans[number] = (layout, plan)
 
 
-def _load(model: Any, layout: Layout, tensors: Sequence[Tensor]) -> None:
-    model.load_weights(list(zip(layout.names, tensors, strict=True)))
+def _load(model: Any, layout: Layout, flat: Tensor) -> None:
+    model.load_weights(list(zip(layout.names, layout.tensors(flat), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -95,13 +86,93 @@ class _Copy:
             and self.stride == dense == self.target.stride()
         )
 
+    def in_words(self) -> "_Copy":
+        """The same bytes in numbers of 64 bits, where it is made of such: with gaps, a card copies number by number."""
+        target, itemsize = self.target, self.dtype.itemsize
+        size, stride, steps = self.size, self.stride, target.stride()
+        if self.dtype != target.dtype or size != tuple(target.shape) or not size:
+            return self
+        counts = size[-1], *stride[:-1], *steps[:-1]
+        places = self.offset, target.data_ptr(), *(count * itemsize for count in counts)
+        if (stride[-1], steps[-1]) != (1, 1) or any(place % _WORD.itemsize for place in places):
+            return self
+        each = _WORD.itemsize // itemsize
+        size = *size[:-1], size[-1] // each
+        stride = *(step // each for step in stride[:-1]), 1
+        return _Copy(target.view(_WORD), self.offset, _WORD, size, stride)
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """The same for copies that differ only in where they are, inside of one parameter."""
+        target = self.target
+        memory = target.untyped_storage().data_ptr()
+        return (
+            self.dtype,
+            self.size,
+            self.stride,
+            target.dtype,
+            target.shape,
+            target.stride(),
+            memory,
+        )
+
+
+@dataclass
+class _Series:
+    """Copies of a kind, each as far from the one before as that from its own, in the bucket and in memory."""
+
+    first: _Copy
+    count: int = 1
+    step: tuple[int, int] = (0, 0)
+
+    def takes(self, copy: _Copy) -> bool:
+        """Whether `copy`, of the kind, is the next; then it is in."""
+        first, count = self.first, self.count
+        source = copy.offset - first.offset
+        target = copy.target.data_ptr() - first.target.data_ptr()
+        sizes = first.dtype.itemsize, first.target.dtype.itemsize
+        step = source // count, target // count
+        is_next = (source, target) == (step[0] * count, step[1] * count)
+        is_same = step == self.step if count > 1 else min(step) > 0
+        if not is_next or not is_same or step[0] % sizes[0] or step[1] % sizes[1]:
+            return False
+        self.count, self.step = count + 1, step
+        return True
+
+    def as_one(self) -> _Copy:
+        """All of them, [count, ...]."""
+        first, count = self.first, self.count
+        if count == 1:
+            return first
+        target = first.target
+        steps = self.step[0] // first.dtype.itemsize, self.step[1] // target.dtype.itemsize
+        all_targets = target.as_strided(
+            (count, *target.shape), (steps[1], *target.stride()), target.storage_offset()
+        )
+        size, stride = (count, *first.size), (steps[0], *first.stride)
+        return _Copy(all_targets, first.offset, first.dtype, size, stride)
+
+
+def _merged(copies: Sequence[_Copy]) -> list[_Copy]:
+    """The same in fewer copies: those of the experts of a layer are a few series."""
+    series: list[_Series] = []
+    latest: dict[tuple[Any, ...], _Series] = {}
+    for copy in copies:
+        kind = copy.kind
+        is_whole = copy.size == tuple(copy.target.shape)  # not one row for many
+        if not is_whole or kind not in latest or not latest[kind].takes(copy):
+            latest[kind] = _Series(copy)
+            series.append(latest[kind])
+    return [one.as_one() for one in series]
+
 
 class _Plan:
     """Copies out of a bucket, and fills with constants."""
 
     def __init__(self, copies: Sequence[_Copy], fills: Sequence[tuple[Tensor, Any]]) -> None:
-        self._plain = [copy for copy in copies if copy.is_plain]
-        self._others = [copy for copy in copies if not copy.is_plain]
+        merged = _merged(copies)
+        self._plain = [copy for copy in merged if copy.is_plain]
+        self._others = [copy.in_words() for copy in merged if not copy.is_plain]
         self._targets = [copy.target for copy in self._plain]
         self._fills = fills
 
@@ -111,10 +182,7 @@ class _Plan:
         for target, value in self._fills:
             target.fill_(value)
         words: dict[torch.dtype, Tensor] = {}
-        if self._plain:
-            sources = [_source(copy, flat, words) for copy in self._plain]
-            copy_all: Any = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
-            copy_all(self._targets, sources)
+        copy_all(self._targets, [_source(copy, flat, words) for copy in self._plain])
         for copy in self._others:
             copy.target.copy_(_source(copy, flat, words))
 

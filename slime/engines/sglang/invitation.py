@@ -21,7 +21,6 @@ Way = Literal["gloo", "nccl", "ipc", "file"]
 LEAVE, NOTE = -1, -2
 # What SGLang calls with an invitation: the dotted path for --custom-weight-loader.
 RECEIVER = "slime.engines.sglang.receiver.receive"
-_ALIGNMENT = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,33 +103,19 @@ def request(invitations: Sequence[Invitation], *, flush: bool) -> dict[str, Any]
     }
 
 
-def room_for(sizes: Sequence[int]) -> int:
-    """Bytes of a bucket of these parts; each begins where tensors of any dtype may."""
-    return sum(map(_padded, sizes))
-
-
-def parts(bucket: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-    """Parts of these many bytes of a bucket of `room_for` of them, one after the other."""
-    padded = list(map(_padded, sizes))
-    pieces: Sequence[Tensor] = torch.split(bucket, padded)
-    return [
-        piece if size == room else piece[:size]
-        for piece, size, room in zip(pieces, sizes, padded, strict=True)
-    ]
-
-
-def _padded(size: int) -> int:
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
-
-
 def join_key(rank: int) -> str:
     """Where a rank says that it is there, and about to join the group."""
     return f"joins/{rank}"
 
 
 def bucket_key(sync: int, number: int) -> str:
-    """Where the trainer says what is in a bucket."""
+    """Where the trainer says that a bucket comes, and which layout it has."""
     return f"{sync}/{number}/bucket"
+
+
+def layout_key(number: int) -> str:
+    """Where the trainer says once what buckets of a layout hold."""
+    return f"layouts/{number}"
 
 
 def answer_key(sync: int, number: int, rank: int) -> str:

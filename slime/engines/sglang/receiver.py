@@ -9,7 +9,6 @@ import datetime
 import itertools
 import json
 import logging
-import math
 import time
 from base64 import b64decode
 from collections.abc import Iterator, Sequence
@@ -20,9 +19,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from slime.engines.checksum import checksums
+from slime.engines.checksum import start_strip_checksums
 from slime.engines.rendezvous import gloo_group, joined_store, local_address
-from slime.engines.sglang.copies import Copies, Layout
+from slime.engines.sglang.copies import Copies
 from slime.engines.sglang.file_check import answer_check, emptied, own_checksums
 from slime.engines.sglang.invitation import (
     LEAVE,
@@ -31,8 +30,9 @@ from slime.engines.sglang.invitation import (
     answer_key,
     bucket_key,
     join_key,
-    parts,
+    layout_key,
 )
+from slime.engines.sglang.layout import Layout
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +68,10 @@ def receive(model: torch.nn.Module, named_tensors: Sequence[tuple[str, Tensor]])
         member.copies.begin(model)
         for bucket in member.buckets(invitation.sync):
             last = _add(seconds, "waiting", last)
-            tensors = bucket.tensors()
-            member.copies.load(model, number, bucket.layout, bucket.flat, tensors)
+            member.copies.load(model, number, bucket.layout, bucket.flat)
             last = _add(seconds, "loading", last)
             # On CUDA this waits for the loads too: the trainer may use its buffer again then.
-            sums = checksums(tensors)
+            sums = start_strip_checksums(bucket.layout.strips(bucket.flat)).numbers()
             last = _add(seconds, "checksums", last)
             changed = None
             if bucket.is_last and before is not None:
@@ -108,6 +107,7 @@ class _Member:
         self.copies = Copies()
         # The trainer's allocations that are open here, by their handles; none between syncs.
         self._opened: dict[str, Tensor] = {}
+        self._layouts: dict[int, Layout] = {}
 
     def buckets(self, sync: int) -> Iterator["_Arrived"]:
         """Those of a sync; while one is loaded, the next is on its way."""
@@ -132,45 +132,33 @@ class _Member:
     def _arriving(self, sync: int, number: int) -> "_Arrived":
         """A bucket, once it was announced; its bytes may still be on their way."""
         content: dict[str, Any] = json.loads(self._store.get(bucket_key(sync, number)))
-        num_bytes: int = content["num_bytes"]
+        is_last, layout = bool(content["is_last"]), self._layout(content["layout"])
+        num_bytes = layout.num_bytes
         if handle := content["handle"]:
             if handle not in self._opened:
                 self._opened[handle] = _open_handle(handle)
-            return _Arrived(content, self._opened[handle][:num_bytes], None)
+            return _Arrived(layout, is_last, self._opened[handle][:num_bytes], None)
         assert self._group is not None
         device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
         flat = torch.empty(num_bytes, dtype=torch.uint8, device=device)
         work = self._group.broadcast([flat], broadcast_options())
-        return _Arrived(content, flat, work)
+        return _Arrived(layout, is_last, flat, work)
+
+    def _layout(self, number: int) -> Layout:
+        """What a bucket of this layout holds; the trainer tells it once."""
+        if number not in self._layouts:
+            self._layouts[number] = Layout.read(self._store.get(layout_key(number)))
+        return self._layouts[number]
 
 
 @dataclass(frozen=True)
 class _Arrived:
-    """A bucket: what it says of itself, [num_bytes] uint8 on this rank's device, what brings them."""
+    """A bucket: [num_bytes] uint8 on this rank's device, what brings them; `is_last` ends the sync."""
 
-    content: dict[str, Any]
+    layout: Layout
+    is_last: bool
     flat: Tensor
     work: Any
-
-    @property
-    def is_last(self) -> bool:
-        """Whether the sync ends with it."""
-        return bool(self.content["is_last"])
-
-    @property
-    def layout(self) -> Layout:
-        """Names, dtypes and shapes."""
-        return Layout(self.content["names"], self.content["dtypes"], self.content["shapes"])
-
-    def tensors(self) -> list[Tensor]:
-        """Views of the bytes as the tensors they are, once these have come."""
-        layout = self.layout
-        kinds: list[torch.dtype] = [getattr(torch, name) for name in layout.dtypes]
-        sizes = [math.prod(s) * k.itemsize for s, k in zip(layout.shapes, kinds, strict=True)]
-        return [
-            part.view(kind).view(*shape)
-            for part, kind, shape in zip(parts(self.flat, sizes), kinds, layout.shapes, strict=True)
-        ]
 
 
 def make_group(invitation: Invitation, store: Any) -> Any:

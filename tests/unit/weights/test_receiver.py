@@ -1,8 +1,10 @@
 """Weights into SGLang's ranks by our receiver, over gloo; the servers are fakes that run it for real."""
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +15,12 @@ from slime.checkpoint.block_fp8 import quantized
 from slime.checkpoint.fp8_format import Fp8Format
 from slime.engines.control import EngineControl
 from slime.engines.sglang.invitation import note, request
+from slime.engines.sglang.layout import Layout
 from slime.errors import WeightSyncError
 from slime.weights.receiver import ReceiverTransport
+from slime.weights.sender import Sender
 from slime.weights.sync import SyncReport, sync_weights
+from slime.weights.transport import Bucket
 
 SHAPES = {"model.norm.weight": (7,), "model.embed.weight": (31, 8), "lm_head.weight": (31, 8)}
 
@@ -188,6 +193,44 @@ def test_an_engine_that_refuses_is_named_long_before_the_deadline(fakes: Engines
     ):
         sync(control, transport, weights(1), "1")
     assert time.monotonic() - started < 10.0
+
+
+def test_a_wrong_bit_in_one_expert_of_a_stack_is_named(
+    fakes: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "model.layers.0.mlp.experts.{}.down_proj.weight"
+    stacks = [torch.randn(8, 4, 16) for _ in range(2)]
+    first, second = ({name.format(e): x for e, x in enumerate(stack)} for stack in stacks)
+    (engine,) = fakes.make([(first,), (first,)])
+    filled = Sender._filled
+
+    def damaged(self: Sender, bucket: Bucket, layout: Layout, place: int) -> Any:
+        assert [len(strip) for strip in bucket.strips] == [4]  # a stack is sent as one
+        buffer, flat = filled(self, bucket, layout, place)
+        if name.format(6) in bucket.names:
+            layout.tensors(flat)[2].view(torch.int32)[3, 9] ^= 1
+        return buffer, flat
+
+    with transport_to(engine) as (control, transport):
+        sync(control, transport, first, "1")
+        monkeypatch.setattr(Sender, "_filled", damaged)
+        with pytest.raises(WeightSyncError, match=rf"{re.escape(name.format(6))} has checksum"):
+            sync(control, transport, second, "2")
+        assert engine.version == "1"
+
+
+def test_layouts_are_told_once(fakes: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    text = Layout.text
+    monkeypatch.setattr(Layout, "text", lambda self: told.append(1) or text(self))
+    engines = fakes.make([(weights(0),)], [(weights(0),)])
+    with transport_to(*engines) as (control, transport):
+        for seed in (1, 2, 3):
+            sync(control, transport, weights(seed), str(seed))
+            assert len(told) == 2  # as many as buckets
+        fewer = {n: t for n, t in weights(4).items() if "norm" not in n}
+        sync(control, transport, fewer, "4")
+        assert_holds(engines, weights(3) | fewer)
 
 
 def test_a_transport_must_be_opened() -> None:
