@@ -23,6 +23,15 @@ SHAPES: dict[str, dict[str, Any]] = {
                       "num_experts_per_tok": 8, "moe_intermediate_size": 768,
                       "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [],
                       "router_aux_loss_coef": 0.0, "tie_word_embeddings": False},
+    # As many tensors as qwen3-30b-a3b, 42 MB: for what a sync costs besides moving bytes.
+    "many-experts": {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"],
+                     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 48,
+                     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
+                     "vocab_size": 512, "max_position_embeddings": 4096, "num_experts": 128,
+                     "num_experts_per_tok": 8, "moe_intermediate_size": 16,
+                     "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [],
+                     "router_aux_loss_coef": 0.0, "tie_word_embeddings": False,
+                     "torch_dtype": "float32"},
 }  # fmt: skip
 _COMMON: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
