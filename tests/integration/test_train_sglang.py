@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from support.engine_server import SGLANG_CPU, SGLANG_STAND_INS, running, sglang_spec
@@ -152,11 +153,18 @@ IN_FLIGHT = (
 )
 
 
+# A second of training, so that the groups' prompts are read and answers begun before the weights come.
+SLOW_STEPS = (
+    "--global-batch-size 8 "
+    "--custom-megatron-before-train-step-hook-path support.slow_phases.before_train_step "
+)
+
+
 def test_answers_go_on_when_weights_come_in_the_middle_of_a_round(
     train: Callable[..., Run],
 ) -> None:
-    paths = (SGLANG_STAND_INS, SGLANG_CPU)
-    run = train("in_flight_sglang", IN_FLIGHT, script="train_async.py", paths=paths)
+    paths = (SGLANG_STAND_INS, SGLANG_CPU, Path(__file__).parents[1])
+    run = train("in_flight_sglang", IN_FLIGHT + SLOW_STEPS, script="train_async.py", paths=paths)
     assert run.code == 0, run.output[-3000:]
     assert run.series("rollout/aborted_groups") == [0, 0, 0]
     assert min(run.series("rollout/continued_answers")) >= 1
