@@ -75,7 +75,12 @@ def judge(argv: list[str], **options: Callable[[Path], int]) -> Checked:
 # --- what is right ---
 
 
-def test_both_stages_of_the_quickstart_can_start(world: World) -> None:
+def test_both_stages_of_the_quickstart_can_start(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(
+        sys.modules, "middle_letter", raising=False
+    )  # another test's, in this process
     for argv in (world.quickstart.sft, world.quickstart.grpo):
         found = judge(list(argv))
         assert found.problems == ()
