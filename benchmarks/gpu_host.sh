@@ -88,7 +88,7 @@ stage() {
       always --model qwen3-0.6b --modes colocated sync one-step-off fully-async-2 --prompts 32 --longest 2048 --places 256 \
         --max-tokens 32768 --rounds 12 --warmup 3 --tail 2 --seeds 0 --words "$sglang --sglang-mem-fraction-static 0.6" ;;
     step) rounds colocated 0.7 ;;
-    step_resident) work+=/resident; rounds colocated 0.35 "--no-offload-train --no-offload-rollout" ;;
+    step_resident) work=$work/resident rounds colocated 0.35 "--no-offload-train --no-offload-rollout" ;;
     step_disaggregated) rounds disaggregated 0.85 ;;
     step_async) rounds async 0.85 ;;
     *) echo "no such stage: $1"; return 2 ;;

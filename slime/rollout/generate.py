@@ -100,8 +100,8 @@ async def _ask(
         sample.response = (start.text or "") + text
 
 
-def can_share_request(args: Any, group: Sequence[Sample]) -> bool:
-    """Whether `generate_group` can serve `group`.
+def can_share_request(args: Any, group: Sequence[Sample], params: Mapping[str, Any]) -> bool:
+    """Whether `generate_group` can serve `group` with these sampling parameters.
 
     True for several samples that ask the same prompt for the first time, on engines that take one
     seed per answer; on those whose answers depend on no seed for short answers, see SHARED_TOKENS.
@@ -109,10 +109,10 @@ def can_share_request(args: Any, group: Sequence[Sample]) -> bool:
     if len(group) < 2 or args.custom_generate_function_path:
         return False
     # Facts the rollout manager learns from the engines; absent where somebody else made args.
-    facts = vars(args)
+    facts, longest = vars(args), params.get("max_new_tokens")
+    is_short = longest is not None and len(group) * longest <= SHARED_TOKENS
     if not facts.get("engine_supports_group_seeds") and (
-        facts.get("engine_heeds_seeds", True)
-        or len(group) * args.rollout_max_response_len > SHARED_TOKENS
+        facts.get("engine_heeds_seeds", True) or not is_short
     ):
         return False
     first = group[0]

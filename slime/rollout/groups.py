@@ -90,7 +90,7 @@ async def generate_and_rm_group(
     _open_sessions(group)
     for sample in group:
         _mask_older_tokens(args, sample)
-    if can_share_request(args, group):
+    if can_share_request(args, group, sampling_params):
         await _generate_together(args, group, sampling_params, stream)
         await gather(_finish(args, sample, evaluation) for sample in group)
         executions: list[Execution] = list(group)

@@ -290,7 +290,7 @@ async def test_a_group_in_one_request_goes_on_too(
     skip_unless_right(world, mode)
     facts: dict[str, Any] = {"engine_supports_group_seeds": True}
     if world.is_sglang:  # which takes no seed for each answer of a request
-        facts = {"engine_heeds_seeds": False, "rollout_max_response_len": LENGTH}
+        facts = {"engine_heeds_seeds": False}
     args = world.args(mode, **facts)
     await asyncio.to_thread(world.sync, models[0], mode)
     group = [sample(i) for i in range(4)]
@@ -314,7 +314,7 @@ async def test_groups_that_an_abort_meets_at_any_time_are_whole(
     if not world.is_sglang:
         pytest.skip("the embedded engine begins a group's answers at once")
     mode = modes(world)[0]
-    args = world.args(mode, engine_heeds_seeds=False, rollout_max_response_len=32)
+    args = world.args(mode, engine_heeds_seeds=False)
     await GenerateState(args).learn_version()
 
     async def asked(number: int) -> list[Sample]:

@@ -134,7 +134,7 @@ async def test_group_is_served_by_one_request_with_a_seed_each():
     async with fake_engine() as engine:
         args = make_args(engine.url, engine_supports_group_seeds=True, n_samples_per_prompt=3)
         group = FakeDataSource(args).get_samples(1)[0]
-        assert can_share_request(args, group)
+        assert can_share_request(args, group, {})
         await generate_group(args, group, {"max_new_tokens": 16}, [11, 12, 13])
     (request,) = engine.requests
     assert request["sampling_params"]["n"] == 3
@@ -145,9 +145,9 @@ async def test_group_is_served_by_one_request_with_a_seed_each():
 
 async def test_short_answers_share_a_request_where_no_seed_matters():
     async with fake_engine() as engine:
-        args = make_args(engine.url, engine_heeds_seeds=False, rollout_max_response_len=4_096)
+        args = make_args(engine.url, engine_heeds_seeds=False)
         group = FakeDataSource(args).get_samples(1)[0]
-        assert can_share_request(args, group)
+        assert can_share_request(args, group, {"max_new_tokens": 4_096})
         await generate_group(args, group, {"max_new_tokens": 16}, [11, 12])
     (request,) = engine.requests
     assert request["sampling_params"]["n"] == 2
@@ -157,16 +157,20 @@ async def test_short_answers_share_a_request_where_no_seed_matters():
 
 
 @pytest.mark.parametrize(
-    "facts",
+    ("facts", "longest"),
     [
-        {"engine_heeds_seeds": False, "rollout_max_response_len": 4_097},
-        {"engine_heeds_seeds": True, "rollout_max_response_len": 8},
-        {"rollout_max_response_len": 8},
+        ({"engine_heeds_seeds": False}, 4_097),
+        ({"engine_heeds_seeds": False}, None),
+        ({"engine_heeds_seeds": True}, 8),
+        ({}, 8),
     ],
 )
-def test_long_answers_and_seeds_that_matter_have_requests_of_their_own(facts: dict[str, Any]):
+def test_long_answers_and_seeds_that_matter_have_requests_of_their_own(
+    facts: dict[str, Any], longest: int | None
+):
     args = make_args("http://127.0.0.1:1", **facts)
-    assert not can_share_request(args, FakeDataSource(args).get_samples(1)[0])
+    group = FakeDataSource(args).get_samples(1)[0]
+    assert not can_share_request(args, group, {"max_new_tokens": longest})
 
 
 async def test_group_request_that_fails_leaves_samples_pending():
@@ -184,7 +188,7 @@ async def test_group_is_not_shared_when_it_is_not_alike():
     def shared(**change: object) -> bool:
         group = FakeDataSource(args).get_samples(1)[0]
         vars(group[1]).update(change)
-        return can_share_request(args, group)
+        return can_share_request(args, group, {})
 
     assert shared()
     assert not shared(prompt="other")
@@ -199,7 +203,7 @@ async def test_group_is_not_shared_when_it_is_not_alike():
         setattr(args, name, value)
         assert not shared()
         setattr(args, name, True if value is False else None)
-    assert not can_share_request(make_args("http://127.0.0.1:1"), [fresh(), fresh()])
+    assert not can_share_request(make_args("http://127.0.0.1:1"), [fresh(), fresh()], {})
 
 
 async def test_text_and_messages_are_tokenised_once(tmp_path: Path):
