@@ -13,14 +13,15 @@ from slime.observability.trackers import read_metrics
 pytestmark = pytest.mark.runs
 
 ROUNDS, GROUPS, SAMPLES, STALENESS = 10, 4, 4, 2
-# A random model ends its answers at any token: lengths from 1 to 120.
+# A random model ends its answers at any token, and so it stays at such a learning rate: lengths from 1 to 120. Four
+# answers at a time: the engine is busy nearly always, or none would be under way when weights come.
 FLAGS = (
     "--actor-num-gpus-per-node 1 --hf-checkpoint {work}/model --rollout-num-gpus 1 --prompt-data "
     "{work}/data/train.jsonl --input-key prompt --label-key label --apply-chat-template --rm-type random "
     "--num-rollout {rounds} --rollout-batch-size {groups} --n-samples-per-prompt {samples} "
     "--rollout-max-response-len 120 --use-dynamic-batch-size --max-tokens-per-gpu 2048 --advantage-estimator grpo "
-    "--use-tis --lr 1e-3 --lr-decay-style constant --attention-dropout 0 --hidden-dropout 0 "
-    "--sglang-max-running-requests 12 --sglang-server-concurrency 24 --samples-per-rollout-logged 16 "
+    "--use-tis --lr 1e-6 --lr-decay-style constant --attention-dropout 0 --hidden-dropout 0 "
+    "--sglang-max-running-requests 4 --sglang-server-concurrency 24 --samples-per-rollout-logged 16 "
     "--eval-interval 3 --eval-prompt-data held_out {work}/data/held_out.jsonl --eval-max-response-len 8 "
     "--fully-async --max-weight-staleness {staleness} --save {folder}/ckpt --load {folder}/ckpt "
     "--save-interval 2 --no-live-view"

@@ -22,7 +22,7 @@ from slime.observability.trackers import read_metrics
 
 pytestmark = pytest.mark.cluster
 BIN = Path(sys.executable).parent
-TIMEOUT_S = 240
+TIMEOUT_S = 480
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from slime.observability.doctor import live_processes
 from slime.observability.ledger import lineage, read_events
 from slime.observability.ledger_audit import Audit, audit
 
-TIMEOUT_S = 240.0
+TIMEOUT_S = 480.0
 # Times and what depends on them; everything else is a function of seeds and weights.
 # Nor do counts of what the engines found in their caches stay, which is up to who asked when.
 _TIMED = (

@@ -30,7 +30,7 @@ from slime.rollout import loop
 from slime.rollout.base_types import RolloutFnEvalOutput, RolloutFnTrainOutput, call_rollout_fn
 from slime.rollout.metrics import eval_metrics, rollout_metrics
 
-START_TIMEOUT_S = 240.0
+START_TIMEOUT_S = 480.0
 FLAGS = (
     "--device cpu --actor-num-gpus-per-node 1 --rollout-num-gpus 1 --num-rollout 4 "
     "--rollout-batch-size 2 --n-samples-per-prompt 2 --global-batch-size 4 "

@@ -9,7 +9,8 @@ from slime.observability.trackers import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "examples" / "quickstart"
-RUN_TIMEOUT_S = 240
+# For a run that hangs: the longest, with two SGLang servers, took 128 s on two idle cores, and 240 were once too few.
+RUN_TIMEOUT_S = 600
 
 MODEL_ARGS = shlex.split(
     """

@@ -15,12 +15,14 @@ from slime.engines.sglang.invitation import RECEIVER
 from slime.errors import ConfigError
 
 _PRIVATE = 0o600
-# SGLang has no compiled kernels for CPUs on PyPI: torch's own attention, and nothing overlapped.
+# SGLang has no compiled kernels for CPUs on PyPI: torch's own attention, and nothing overlapped. An idle
+# scheduler would keep a whole core busy with looking for requests; a paused one still does.
 _ON_CPU: dict[str, Any] = {
     "device": "cpu",
     "attention_backend": "torch_native",
     "disable_overlap_schedule": True,
     "dtype": "float32",
+    "sleep_on_idle": True,
 }
 # With data-parallel attention SGLang listens at ports behind the one where the parts meet, up to 13.
 MEETING_PORTS = 14
