@@ -5,15 +5,18 @@
 The engines are fakes: 64 HTTP servers in --server-processes processes, which answer /generate after a random
 time (uniform up to --seconds) with --tokens tokens and log-probs, made once and not for each request. The
 router is left out: the fakes share a port too, and the kernel spreads the connections over the processes.
-Everything else is a run's: generate_rollout, its client and checks, samples, a reward that costs nothing.
+Everything else is a run's: generate_rollout, its client and checks, samples, a reward that costs nothing,
+and the settings of Python's garbage collector in a rollout manager.
 
 Each size runs in a process of its own, with all samples in flight at once, and prints a line of JSON:
 samples and tokens per second after the first answer; lag of the event loop (how much later than asked a
-5 ms sleep returns); resident memory per sample while the round is held, and CPU seconds of this process.
+5 ms sleep returns); resident memory per sample while the round is held, as it is and after `malloc_trim`
+has given back what answers left free in the heap; and CPU seconds of this process.
 """
 
 import argparse
 import asyncio
+import ctypes
 import gc
 import json
 import multiprocessing
@@ -33,6 +36,7 @@ from aiohttp import web
 
 from slime.config.config import Config
 from slime.data.sample import Sample
+from slime.observability.garbage import settle_memory
 from slime.rollout import loop
 from slime.rollout.base_types import flatten
 from slime.rollout.sglang_rollout import generate_rollout
@@ -190,12 +194,12 @@ def measure(options: argparse.Namespace, count: int) -> dict[str, Any]:
         engine_urls=urls,
         num_engines=options.engines,
     )
+    settle_memory()
     lag = Lag()
     prober = threading.Thread(target=lambda: loop.run(lag.probe()))
     prober.start()
     time.sleep(0.2)
     lag.seconds.clear()
-    gc.collect()
     before, cpu, start = resident_bytes(), time.process_time(), time.perf_counter()
     output = generate_rollout(args, 0, Prompts())
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
@@ -203,6 +207,8 @@ def measure(options: argparse.Namespace, count: int) -> dict[str, Any]:
     prober.join()
     gc.collect()
     held = resident_bytes() - before
+    ctypes.CDLL(None).malloc_trim(0)
+    needed = resident_bytes() - before
     samples = [sample for group in output.samples for sample in flatten(group)]
     assert len(samples) == count
     assert all(sample.response_length == options.tokens for sample in samples)
@@ -226,6 +232,7 @@ def measure(options: argparse.Namespace, count: int) -> dict[str, Any]:
             "max": round(float(late.max()), 1),
         },
         "kib_per_sample": round(held / count / 1024, 1),
+        "kib_per_sample_trimmed": round(needed / count / 1024, 1),
         "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB),
         "load": round(os.getloadavg()[0], 1),
     }

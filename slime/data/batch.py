@@ -39,13 +39,15 @@ class Ragged:
 
     @classmethod
     def from_rows(cls, rows: Iterable[Tensor | Sequence[float]], dtype: torch.dtype) -> "Ragged":
-        """Copy rows, each a [n] tensor or a list of numbers, into one flat tensor of `dtype`."""
+        """Copy rows, each a [n] tensor or array or a list of numbers, into one flat tensor of `dtype`."""
         rows = list(rows)
         if rows and all(type(row) is list for row in rows):
             # One tensor from all numbers: a small one for each row takes several times as long.
             lengths = tuple(map(len, rows))
             numbers = cast(Iterable[float], chain.from_iterable(rows))
             return cls(_flat_tensor(numbers, sum(lengths), dtype), lengths)
+        if dtype in _NUMPY_DTYPES and all(isinstance(row, np.ndarray | list) for row in rows):
+            return cls(_joined(rows, dtype), tuple(map(len, rows)))
         tensors = [torch.as_tensor(row, dtype=dtype) for row in rows]
         lengths = tuple(tensor.numel() for tensor in tensors)
         return cls(torch.cat(tensors) if tensors else torch.empty(0, dtype=dtype), lengths)
@@ -91,6 +93,14 @@ def _flat_tensor(numbers: Iterable[float], count: int, dtype: torch.dtype) -> Te
         return torch.tensor(list(numbers), dtype=dtype)
     array = np.fromiter(numbers, dtype=kind, count=count)
     return torch.from_numpy(array)  # pyright: ignore[reportUnknownMemberType]
+
+
+def _joined(rows: Sequence[Any], dtype: torch.dtype) -> Tensor:
+    """Arrays and lists one after the other."""
+    flat = np.concatenate(
+        [np.asarray(row, _NUMPY_DTYPES[dtype]) for row in rows], dtype=_NUMPY_DTYPES[dtype]
+    )
+    return torch.from_numpy(flat)  # pyright: ignore[reportUnknownMemberType]
 
 
 @dataclass(frozen=True, kw_only=True)

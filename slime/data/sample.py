@@ -3,16 +3,18 @@
 import base64
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Self, cast
 
 import numpy as np
 
+from slime.data.packed import PackableList, Packed, pack, row_sum, stored
 from slime.data.versions import Span, extended_spans, spans_of_answer
 from slime.errors import DataError, EngineProtocolError
 
 _LISTS = (list, tuple, np.ndarray)
+_PACKABLE = ("tokens", "loss_mask", "rollout_log_probs")
 _PER_TOKEN = (
     *("loss_mask", "rollout_log_probs", "teacher_log_probs"),
     *("rollout_top_p_token_ids", "rollout_top_p_token_offsets"),
@@ -93,6 +95,8 @@ class Sample:
         non_generation_time: seconds spent on tools.
         train_metadata: handed to the trainer as it is.
     Other attributes may be set freely; `to_dict` keeps them.
+
+    Long lists of an answered sample lie packed (`pack`); whoever reads the attribute gets the list.
     """
 
     class Status(StrEnum):
@@ -140,12 +144,17 @@ class Sample:
     @property
     def prompt_length(self) -> int:
         """Tokens before the response."""
-        return len(self.tokens) - self.response_length
+        return len(stored(self, "tokens")) - self.response_length
 
     @property
     def effective_response_length(self) -> int:
         """Response tokens that train."""
-        return self.response_length if self.loss_mask is None else sum(self.loss_mask)
+        mask = stored(self, "loss_mask")
+        return self.response_length if mask is None else int(row_sum(mask))
+
+    def pack(self) -> None:
+        """Keep long lists of tokens, masks and log-probs as arrays until somebody reads them."""
+        pack(self, _PACKABLE)
 
     def get_reward_value(self, args: Any, *, evaluation: bool = False) -> float:
         """The scalar reward: `reward` itself, or its entry `args.reward_key`.
@@ -258,7 +267,8 @@ class Sample:
         self, args: Any, num_tokens: int, meta_info: Mapping[str, Any]
     ) -> np.ndarray[Any, np.dtype[np.int32]] | None:
         """Routed experts after this append: recorded rows, then rows of -1 up to S - 1."""
-        experts, num_rows = self.rollout_routed_experts, len(self.tokens) + num_tokens - 1
+        num_rows = len(stored(self, "tokens")) + num_tokens - 1
+        experts = self.rollout_routed_experts
         if (encoded := meta_info.get("routed_experts")) is not None:
             flat = np.frombuffer(base64.b64decode(encoded), dtype=np.int32)
             start = int(meta_info.get("routed_experts_start_len") or 0)
@@ -307,7 +317,7 @@ class Sample:
 
     def _check_entries(self, name: str, kinds: str, low: int | None, high: int | None) -> None:
         """Check that a list holds finite numbers of the given numpy kinds in [low, high]."""
-        value = vars(self)[name]
+        value = stored(self, name)
         if value is None or not len(value):
             return
         try:
@@ -333,27 +343,27 @@ class Sample:
         length = cast(object, self.response_length)
         if isinstance(length, bool) or not isinstance(length, int):
             raise DataError(f"sample {self.index}: response_length is {length!r:.80}, no number")
-        if not isinstance(cast(object, self.tokens), _LISTS):
-            raise DataError(
-                f"sample {self.index}: tokens must be a list, found {self.tokens!r:.80}"
-            )
+        tokens = stored(self, "tokens")
+        if not isinstance(tokens, _LISTS):
+            raise DataError(f"sample {self.index}: tokens must be a list, found {tokens!r:.80}")
         for name in (*_PER_TOKEN, "rollout_routed_experts"):
-            value = vars(self)[name]
+            value = stored(self, name)
             if value is not None and not isinstance(value, _LISTS):
                 raise DataError(f"sample {self.index}: {name} must be a list, found {value!r:.80}")
 
     def _check_lengths(self) -> None:
+        num_tokens = len(stored(self, "tokens"))
         expected = {
             "loss_mask": self.response_length,
             "rollout_log_probs": self.response_length,
             "teacher_log_probs": self.response_length,
             "rollout_top_p_token_offsets": self.response_length + 1,
-            "rollout_routed_experts": len(self.tokens) - 1,
+            "rollout_routed_experts": num_tokens - 1,
         }
-        if not 0 <= self.response_length <= len(self.tokens):
+        if not 0 <= self.response_length <= num_tokens:
             raise DataError(
                 f"sample {self.index}: response_length {self.response_length} with "
-                f"{len(self.tokens)} tokens"
+                f"{num_tokens} tokens"
             )
         firsts = [first for first, _ in self.version_spans]
         if firsts != sorted(set(firsts)) or any(not 0 <= i < self.response_length for i in firsts):
@@ -362,15 +372,20 @@ class Sample:
                 f"different tokens of the {self.response_length} of its response, in their order"
             )
         for name, length in expected.items():
-            value = vars(self)[name]
+            value = stored(self, name)
             if value is not None and len(value) != length:
                 raise DataError(
                     f"sample {self.index}: {name} has {len(value)} entries, expected {length} "
-                    f"({len(self.tokens)} tokens, response_length {self.response_length})"
+                    f"({num_tokens} tokens, response_length {self.response_length})"
                 )
 
     def to_dict(self) -> dict[str, Any]:
         """All fields and extra attributes: the status as its value, counters as dicts. Not deep."""
+        lists = {n: row.tolist() for n, row in vars(self).items() if type(row) is Packed}
+        return self.to_dict_packed() | lists
+
+    def to_dict_packed(self) -> dict[str, Any]:
+        """As `to_dict`, with packed lists as `Packed`: what to keep when the samples may change."""
         return vars(self) | {
             "status": self.status.value,
             "spec_info": dict(vars(self.spec_info)),
@@ -399,6 +414,10 @@ class Sample:
         vars(sample).update({name: value for name, value in data.items() if name not in names})
         return sample
 
+
+# After the class was made: a descriptor in its body would be taken for the field's default.
+for _name in _PACKABLE:
+    setattr(Sample, _name, PackableList(_name, getattr(Sample, _name, MISSING)))
 
 Status = Sample.Status
 

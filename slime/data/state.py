@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import orjson
 
+from slime.data.packed import Packed
 from slime.errors import CheckpointError
 from slime.observability.disk import write_failure
 
@@ -55,6 +56,9 @@ def _encode_rarer(value: Any) -> Any:
         return {_KIND: "bytes", "value": base64.b64encode(value).decode()}
     if isinstance(value, np.generic):
         return encode(value.item())
+    if isinstance(value, Packed):
+        is_whole = value.array.dtype.kind == "i"
+        return value.tolist() if is_whole else _encode_array("floats", value.array.astype(float))
     if isinstance(value, np.ndarray):
         return _encode_array("array", cast(np.ndarray[Any, Any], value))
     raise TypeError(f"{type(cast(object, value)).__name__} has no place in a JSON file")

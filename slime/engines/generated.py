@@ -16,11 +16,6 @@ _COUNTERS = (
 )
 
 
-# Ids up to here are kept as numbers that answers share; they take 9 MB when all of them have been seen.
-MOST_SHARED = 262_144
-_numbers: list[int] = []
-
-
 @dataclass(frozen=True)
 class Limits:
     """What an answer must keep to; None: not known.
@@ -95,19 +90,9 @@ def _plain_ids(entries: list[Any], limits: Limits) -> list[int] | None:
     if not math.isfinite(sum(log_probs)) or max(log_probs) > MOST_LOG_PROB:
         return None
     size = limits.vocab_size
-    largest = max(ids)
-    if min(ids) < 0 or (size is not None and largest >= size):
+    if min(ids) < 0 or (size is not None and max(ids) >= size):
         return None
-    return _shared(ids, largest)
-
-
-def _shared(ids: list[int], largest: int) -> list[int]:
-    """The same ids, but one object for each number, whichever answers have it: 8 bytes a token, not 40."""
-    if largest >= MOST_SHARED:
-        return ids
-    if largest >= len(_numbers):
-        _numbers.extend(range(len(_numbers), largest + 1))
-    return list(map(_numbers.__getitem__, ids))
+    return ids
 
 
 def _check_log_prob(value: float, *, position: int) -> None:

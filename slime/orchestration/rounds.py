@@ -23,6 +23,7 @@ from slime.config.data import DataConfig
 from slime.config.hooks import ROLLOUT_HOOKS
 from slime.config.reward import RewardConfig
 from slime.config.rollout import RolloutConfig
+from slime.data.packed import stored
 from slime.data.sample import Sample
 from slime.data.state import decode, encode, write_json
 from slime.data.versions import versions_in
@@ -194,10 +195,10 @@ def rollout_entry(made: Round, trained: Sequence[int] | None) -> dict[str, Any]:
 def sample_digest(sample: Sample) -> str:
     """A digest of tokens, response length and the engine's log-probs, every bit of them."""
     digest = hashlib.blake2b(digest_size=8)
-    digest.update(np.asarray(sample.tokens, np.int64).tobytes())
+    digest.update(np.asarray(stored(sample, "tokens"), np.int64).tobytes())
     digest.update(sample.response_length.to_bytes(8))
-    if sample.rollout_log_probs is not None:
-        digest.update(np.asarray(sample.rollout_log_probs, np.float64).tobytes())
+    if (log_probs := stored(sample, "rollout_log_probs")) is not None:
+        digest.update(np.asarray(log_probs, np.float64).tobytes())
     return digest.hexdigest()
 
 
@@ -208,7 +209,7 @@ def _samples(group: Any) -> list[Sample]:
 def frozen(groups: Sequence[Any]) -> list[Any]:
     """Nested lists of samples as lists of dicts, which later changes to the samples leave alone."""
     return [
-        group.to_dict() if isinstance(group, Sample) else frozen(cast(Sequence[Any], group))
+        group.to_dict_packed() if isinstance(group, Sample) else frozen(cast(Sequence[Any], group))
         for group in groups
     ]
 

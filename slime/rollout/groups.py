@@ -71,7 +71,9 @@ async def generate_and_rm(
         seed = None if sample.index is None else _seed(args, state, sample, stream)
         with subject(f"sample {sample.index}"):
             execution = await _generate_fenced(args, sample, sampling_params, seed, evaluation)
-    await gather(_finish(args, part, evaluation) for part in flatten([execution]))
+    parts = flatten([execution])
+    await gather(_finish(args, part, evaluation) for part in parts)
+    pack_samples(parts)
     return execution
 
 
@@ -101,12 +103,20 @@ async def generate_and_rm_group(
         )
     if args.group_rm:
         await _reward_together(args, flatten(executions))
+    pack_samples(flatten(executions))
     return executions
 
 
 def is_unfinished(group: Sequence[Execution]) -> bool:
     """Whether an abort, ours or the engine's, cut a sample of the group short."""
     return any(sample.status in (Status.PENDING, Status.ABORTED) for sample in flatten(group))
+
+
+def pack_samples(samples: Iterable[Sample]) -> None:
+    """Keep the long lists of those that are answered as arrays, until somebody reads them."""
+    for sample in samples:
+        if _is_answered(sample):
+            sample.pack()
 
 
 def snapshot(sample: Sample) -> Sample:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from slime.config.config import Config
 from slime.data.batch import FILLER_INDEX, Ragged, RolloutBatch, StepPlan
+from slime.data.packed import row_sum
 from slime.data.sample import Sample
 from slime.errors import DataError
 from slime.training.interface import Metrics
@@ -149,7 +150,7 @@ def _totals(data: TrainData, step: StepSchedule) -> StepPlan:
     return StepPlan(
         micro_batches=(),
         num_rollouts=len({data["rollout_ids"][i] for i in step.positions}),
-        num_tokens=sum(float(sum(data["loss_masks"][i])) for i in step.positions),
+        num_tokens=sum(float(row_sum(data["loss_masks"][i])) for i in step.positions),
         num_samples=len(step.positions),
     )
 

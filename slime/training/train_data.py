@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from slime.data.packed import LEAST, Packed, Row, row_sum, stored
 from slime.data.sample import Sample
 from slime.data.versions import num_policies
 from slime.errors import DataError
@@ -21,6 +22,8 @@ from slime.training.rewards import execution_keys
 TrainData = dict[str, list[Any]]
 
 _LISTS_OF_R = ("loss_mask", "rollout_log_probs", "teacher_log_probs")
+_PLAIN = (list, Packed)
+_ANYTHING = (-math.inf, math.inf)
 _RARE_LISTS = (
     "rollout_top_p_token_ids",
     "rollout_top_p_token_offsets",
@@ -57,7 +60,7 @@ def samples_to_train_data(
         if not (has_good_entries and _is_plain(sample)):
             sample.validate(entries=not has_good_entries)
     data: TrainData = {
-        "tokens": [sample.tokens for sample in samples],
+        "tokens": [stored(sample, "tokens") for sample in samples],
         "response_lengths": [sample.response_length for sample in samples],
         "rewards": list(rewards),
         "raw_reward": list(raw_rewards),
@@ -69,7 +72,7 @@ def samples_to_train_data(
         "loss_masks": [_loss_mask(sample) for sample in samples],
     }
     optional: TrainData = {
-        "rollout_log_probs": [sample.rollout_log_probs for sample in samples],
+        "rollout_log_probs": [stored(sample, "rollout_log_probs") for sample in samples],
         "teacher_log_probs": [sample.teacher_log_probs for sample in samples],
         "rollout_routed_experts": [sample.rollout_routed_experts for sample in samples],
         "multimodal_train_inputs": [sample.multimodal_train_inputs for sample in samples],
@@ -95,11 +98,11 @@ def _is_plain(sample: Sample) -> bool:
     """
     fields = vars(sample)
     length, tokens = fields["response_length"], fields["tokens"]
-    if type(length) is not int or type(tokens) is not list or not 0 <= length <= len(tokens):  # pyright: ignore[reportUnknownArgumentType]
+    if type(length) is not int or type(tokens) not in _PLAIN or not 0 <= length <= len(tokens):
         return False
     for name in _LISTS_OF_R:
         row = fields[name]
-        if row is not None and (type(row) is not list or len(row) != length):  # pyright: ignore[reportUnknownArgumentType]
+        if row is not None and (type(row) not in _PLAIN or len(row) != length):
             return False
     for name in _RARE_LISTS:
         if fields[name] is not None:
@@ -109,26 +112,33 @@ def _is_plain(sample: Sample) -> bool:
 
 
 def _have_good_entries(samples: Sequence[Sample]) -> bool:
-    """Whether the lists of all samples hold what they may, looked at as one array per list.
+    """Whether the lists of all samples hold what they may, short ones looked at as one array.
 
     A few large arrays instead of thousands of small ones. On False `Sample.validate` finds the
     sample and says what is wrong with it.
     """
     bounds = {"tokens": (0.0, math.inf), "loss_mask": (0.0, 1.0)}
     for name in ("tokens", "loss_mask", "rollout_log_probs", "teacher_log_probs"):
-        rows = [row for row in map(operator.attrgetter(name), samples) if row is not None]
-        low, high = bounds.get(name, (-math.inf, math.inf))
+        rows = [row for s in samples if (row := stored(s, name)) is not None]
+        arrays: list[np.ndarray[Any, Any]] = [row for row in rows if isinstance(row, np.ndarray)]
         try:
-            values = np.array(list(chain.from_iterable(rows)))
+            others = chain.from_iterable(row for row in rows if not isinstance(row, np.ndarray))
+            arrays.append(np.array(list(others)))
         except (TypeError, ValueError):
             return False
         kinds = "fiu" if name.endswith("log_probs") else "iu"
-        is_flat = values.dtype.kind in kinds and values.ndim == 1
-        if values.size and not (
-            is_flat and np.isfinite(values).all() and values.min() >= low and values.max() <= high
-        ):
+        if not all(_are_good(array, kinds, *bounds.get(name, _ANYTHING)) for array in arrays):
             return False
     return True
+
+
+def _are_good(values: np.ndarray[Any, Any], kinds: str, low: float, high: float) -> bool:
+    """Whether they are finite numbers of these numpy kinds in [low, high]; an empty list has none."""
+    if not values.size:
+        return True
+    if values.dtype.kind not in kinds or values.ndim != 1:
+        return False
+    return bool(np.isfinite(values).all() and values.min() >= low and values.max() <= high)
 
 
 def complete_train_data(data: Mapping[str, Sequence[Any]]) -> TrainData:
@@ -154,7 +164,7 @@ def complete_train_data(data: Mapping[str, Sequence[Any]]) -> TrainData:
     full.setdefault("truncated", [0] * count)
     full.setdefault("sample_indices", list(range(count)))
     full.setdefault("rollout_ids", list(range(count)))
-    mask_sums = [float(sum(mask)) for mask in full["loss_masks"]]
+    mask_sums = [float(row_sum(mask)) for mask in full["loss_masks"]]
     if not _all_rows_fit(full):
         for position, mask_sum in enumerate(mask_sums):
             _check_row(full, position, trains=mask_sum != 0.0)
@@ -162,10 +172,12 @@ def complete_train_data(data: Mapping[str, Sequence[Any]]) -> TrainData:
     return full
 
 
-def _loss_mask(sample: Sample) -> list[int]:
-    if sample.remove_sample:
-        return [0] * sample.response_length
-    return [1] * sample.response_length if sample.loss_mask is None else sample.loss_mask
+def _loss_mask(sample: Sample) -> Row:
+    mask = stored(sample, "loss_mask")
+    if mask is not None and not sample.remove_sample:
+        return mask
+    number, length = 1 - int(sample.remove_sample), sample.response_length
+    return [number] * length if length < LEAST else np.full(length, number, np.int8)
 
 
 def _all_rows_fit(data: TrainData) -> bool:

@@ -37,6 +37,8 @@ def call_dynamic_filter(
     if not judged:
         return DynamicFilterOutput(keep=False, reason="failed")
     verdict = fn(args, judged)
+    for sample in samples:  # what it has read lies as lists since
+        sample.pack()
     if isinstance(verdict, DynamicFilterOutput):
         return verdict
     return DynamicFilterOutput(keep=bool(verdict))
