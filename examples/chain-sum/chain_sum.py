@@ -18,8 +18,14 @@ from typing import Any
 
 NUMBER = re.compile(r"-?\d+")
 HELD_OUT_TENTHS = 1
-# In every prompt: they show answers below zero, which the model rarely begins with a minus by itself.
-EXAMPLES = "38 + 45 = 83\n62 - 27 = 35\n27 - 62 = -35\n8 - 51 = -43\n\n"
+QUESTION = (
+    "State the final answer to the following arithmetic problem: {} ="  # as reasoning-gym asks
+)
+# Turns before every question: the model answers in their form at once, as "27 - 62 = -35", and ends; and they show
+# answers below zero, which it rarely begins with a minus by itself.
+EXAMPLES = {
+    "38 + 45": 83, "62 - 27": 35, "27 - 62": -35, "8 - 51": -43, "7 - 3": 4, "64 - 58": 6, "5 + 9": 14, "90 - 46": 44
+}  # fmt: skip
 
 
 def is_held_out(numbers: tuple[int, int]) -> bool:
@@ -35,11 +41,12 @@ def last_number(text: str) -> str | None:
 
 
 def likeness(found: str | None, label: str) -> float:
-    """The share of sign and digits that are right, 0.0 when there are more or fewer digits."""
-    if found is None or len(found.lstrip("-")) != len(label.lstrip("-")):
+    """The share of sign and digits that are right, the shorter number with zeros before it; 0.0 beyond three digits."""
+    if found is None or abs(int(found)) > 999:
         return 0.0
-    ours, theirs = f"{int(found):+d}", f"{int(label):+d}"
-    return sum(a == b for a, b in zip(ours, theirs, strict=True)) / len(theirs)
+    width = max(len(found.lstrip("-")), len(label.lstrip("-"))) + 1
+    ours, theirs = f"{int(found):+0{width}d}", f"{int(label):+0{width}d}"
+    return sum(a == b for a, b in zip(ours, theirs, strict=True)) / width
 
 
 async def reward(args: Any, sample: Any, **kwargs: Any) -> dict[str, float]:
@@ -67,6 +74,18 @@ def problems(seed: int) -> Iterator[tuple[tuple[int, int], str, str]]:
         yield (int(first), int(second)), row["question"], row["answer"]
 
 
+def example_turns() -> list[dict[str, str]]:
+    """EXAMPLES as a conversation."""
+    return [
+        turn
+        for problem, result in EXAMPLES.items()
+        for turn in (
+            {"role": "user", "content": QUESTION.format(problem)},
+            {"role": "assistant", "content": f"{problem} = {result}"},
+        )
+    ]
+
+
 def write_data(folder: Path, *, seed: int, num_train: int, num_held_out: int) -> None:
     """train.jsonl and held_out.jsonl, rows with a chat `prompt` and a `label`.
 
@@ -76,7 +95,7 @@ def write_data(folder: Path, *, seed: int, num_train: int, num_held_out: int) ->
     train: dict[str, None] = {}
     held_out: dict[str, None] = {}
     for numbers, question, answer in problems(seed):
-        row = {"prompt": [{"role": "user", "content": EXAMPLES + question}], "label": answer}
+        row = {"prompt": [*example_turns(), {"role": "user", "content": question}], "label": answer}
         side, size = (held_out, num_held_out) if is_held_out(numbers) else (train, num_train)
         if len(side) < size:
             side[json.dumps(row)] = None

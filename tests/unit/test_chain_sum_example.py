@@ -31,9 +31,12 @@ def chain_sum() -> ModuleType:
         ("-017", 1.0, 1.0),
         ("17", 0.0, 1 / 3),
         ("-17 or 8", 0.0, 0.0),
-        ("-170", 0.0, 0.0),
+        ("17 or -8", 0.0, 1 / 6),
+        ("-170", 0.0, 1 / 8),
+        ("-7", 0.0, 1 / 3),
+        ("-1700", 0.0, 0.0),
         ("-18", 0.0, 1 / 3),
-        ("117", 0.0, 0.0),
+        ("117", 0.0, 1 / 4),
         ("-20", 0.0, 1 / 6),
         ("", 0.0, 0.0),
     ],
@@ -59,8 +62,15 @@ def test_a_tenth_of_the_pairs_is_held_out_in_either_order(chain_sum: ModuleType)
 
 
 def test_the_examples_of_the_prompt_are_none_of_those_held_out(chain_sum: ModuleType) -> None:
-    shown = [line.split() for line in chain_sum.EXAMPLES.splitlines() if line]
-    assert len(shown) == 4
-    for first, sign, second, _, result in shown:
-        assert int(first) + (int(second) if sign == "+" else -int(second)) == int(result)
+    shown = [(problem.split(), result) for problem, result in chain_sum.EXAMPLES.items()]
+    assert len(shown) == 8
+    for (first, sign, second), result in shown:
+        assert int(first) + (int(second) if sign == "+" else -int(second)) == result
         assert not chain_sum.is_held_out((int(first), int(second)))
+
+
+def test_the_examples_are_a_conversation_before_the_question(chain_sum: ModuleType) -> None:
+    turns = chain_sum.example_turns()
+    assert [turn["role"] for turn in turns] == ["user", "assistant"] * 8
+    assert turns[4]["content"].endswith("problem: 27 - 62 =")
+    assert turns[5]["content"] == "27 - 62 = -35"
