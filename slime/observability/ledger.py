@@ -9,7 +9,8 @@ stays in the file and is superseded. Events:
                 reward, status, oldest weight version and a digest of tokens and log-probs; per
                 group its fate: accepted, dropped by a filter, or returned to the buffer
     train       which samples each optimizer step consumed
-    checkpoint  everything up to this round is on disk
+    checkpoint  everything up to this round is on disk; from train_async.py also which weights wrote
+                the round after it
     end         the run came to its end
 """
 
@@ -58,9 +59,14 @@ class Ledger:
         """A trained round: the index of each sample that each optimizer step consumed."""
         self._add("train", rollout_id=rollout_id, steps=[list(step) for step in steps])
 
-    def checkpoint(self, rollout_id: int, folder: str) -> None:
-        """A whole checkpoint after round `rollout_id`."""
-        self._add("checkpoint", rollout_id=rollout_id, folder=folder)
+    def checkpoint(self, rollout_id: int, folder: str, upcoming: str | None = None) -> None:
+        """A whole checkpoint after round `rollout_id`.
+
+        Args:
+            upcoming: digest of the weights that wrote the next round, where it was begun before.
+        """
+        more = {} if upcoming is None else {"upcoming": upcoming}
+        self._add("checkpoint", rollout_id=rollout_id, folder=folder, **more)
 
     def end(self) -> None:
         """The last round is done."""

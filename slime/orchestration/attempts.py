@@ -19,8 +19,13 @@ SUPERSEDED = "metrics.superseded.jsonl"
 PREDECESSORS_TIMEOUT_S = 30.0
 
 
-def begin_attempt(folder: RunFolder, config: Config, first_rollout: int) -> Ledger:
+def begin_attempt(
+    folder: RunFolder, config: Config, first_rollout: int
+) -> tuple[Ledger, str | None]:
     """The run's ledger, with this start written into it; metrics of rounds to come are put aside.
+
+    And the digest of the weights that wrote round `first_rollout`, if it was begun before the
+    checkpoint that this start goes on from.
 
     Raises:
         ConfigError: the folder's run has a checkpoint and this start would begin at round 0 again.
@@ -49,7 +54,9 @@ def begin_attempt(folder: RunFolder, config: Config, first_rollout: int) -> Ledg
             moved,
             SUPERSEDED,
         )
-    return ledger
+    checkpoint = before.checkpoint or {}
+    is_ours = checkpoint.get("rollout_id") == first_rollout - 1
+    return ledger, checkpoint.get("upcoming") if is_ours else None
 
 
 def await_predecessors(run_dir: Path, timeout_s: float = PREDECESSORS_TIMEOUT_S) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import inspect
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
@@ -102,8 +102,14 @@ class RoundStore:
             return
         write_json(self._path(rollout_id), content, durable=False)
 
-    def load(self, rollout_id: int, *, weights: str) -> tuple[Round, dict[str, Any]] | None:
-        """A recorded round and the data source's state after it; None when it must be generated."""
+    def load(
+        self, rollout_id: int, *, weights: Collection[str]
+    ) -> tuple[Round, dict[str, Any]] | None:
+        """A recorded round and the data source's state after it; None when it must be generated.
+
+        Args:
+            weights: digests of those that may have written it.
+        """
         path = self._path(rollout_id)
         if not path.is_file():
             return None
@@ -130,12 +136,12 @@ class RoundStore:
             if path.stem.isdigit() and int(path.stem) <= up_to:
                 path.unlink(missing_ok=True)
 
-    def _differs(self, content: Mapping[str, Any], weights: str) -> str:
+    def _differs(self, content: Mapping[str, Any], weights: Collection[str]) -> str:
         if content.get("format") != FORMAT:
             return "its record is of another version of slime"
         if content["fingerprint"] != self._fingerprint:
             return "flags, prompts or functions of the rollout have changed since it was recorded"
-        if content["weights"] != weights:
+        if content["weights"] not in weights:
             return "it was recorded with other weights"
         return ""
 

@@ -64,6 +64,8 @@ class Session:
         self._generating: tuple[int, ray.ObjectRef[RolloutResult]] | None = None
         self._last_saved: int | None = None
         self._weights: str | None = None
+        # The last round that was begun, or is to begin first, and the digest of the weights that wrote it.
+        self._begun: tuple[int, str | None] = (0, None)
         self._trained_rounds = 0
         self._trains = not config.debug_rollout_only
         self._rolls = not config.debug_train_only
@@ -118,7 +120,8 @@ class Session:
         elif self.config.start_rollout_id is not None:
             self.first_rollout = self.config.start_rollout_id
         self._trained_rounds = self.first_rollout
-        self._ledger = begin_attempt(self._folder, self.config, self.first_rollout)
+        self._ledger, written_by = begin_attempt(self._folder, self.config, self.first_rollout)
+        self._begun = (self.first_rollout, written_by)
         self._records.begin(self.first_rollout, info.num_rollout)
         if self.first_rollout > 0:
             self._last_saved = self.first_rollout - 1
@@ -134,8 +137,11 @@ class Session:
         save = self._save_is_due(rollout_id)
         # A round that several weights write is no record of what one of them would write again.
         weights = None if self.config.update_weights_in_flight else self._weights
-        call = self._manager.generate.remote(rollout_id, save, weights)
+        # One step off, the first round after a checkpoint was begun with the weights before it.
+        earlier = self._begun[1] if self._begun[0] == rollout_id else None
+        call = self._manager.generate.remote(rollout_id, save, weights, earlier)
         self._generating = (rollout_id, call)
+        self._begun = (rollout_id, weights)
         return call
 
     def wait_generated(
@@ -196,7 +202,9 @@ class Session:
     def _committed(self, rollout_id: int) -> None:
         assert self._ledger is not None
         assert self.config.save is not None
-        self._ledger.checkpoint(rollout_id, str(Path(self.config.save).resolve()))
+        begun, written_by = self._begun
+        folder = str(Path(self.config.save).resolve())
+        self._ledger.checkpoint(rollout_id, folder, written_by if begun > rollout_id else None)
         before, self._last_saved = self._last_saved, rollout_id
         if self._rolls and before is not None and not self.config.keep_rounds:
             self._manager.forget_rounds.remote(before)

@@ -24,7 +24,7 @@ from slime.orchestration.placement import make_placement
 from slime.orchestration.ray_cluster import connect
 
 FAKE = Path(__file__).parents[1] / "support" / "fake_sglang_server"
-TIMEOUT_S = 60.0
+TIMEOUT_S = 240.0
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,7 @@ def test_a_restart_at_round_0_is_refused_where_a_checkpoint_is(
     folder: RunFolder, tmp_path: Path
 ) -> None:
     config = load_config(base_argv(tmp_path))
-    ledger = begin_attempt(folder, config, 0)
+    ledger, _ = begin_attempt(folder, config, 0)
     ledger.checkpoint(4, str(tmp_path / "ckpt"))
     with pytest.raises(ConfigError, match=r"checkpoint after round 4 .* give --load .*ckpt"):
         begin_attempt(folder, config, 0)
@@ -84,7 +84,20 @@ def test_a_restart_at_round_0_is_refused_where_a_checkpoint_is(
 def test_a_start_that_left_no_checkpoint_may_begin_again(folder: RunFolder, tmp_path: Path) -> None:
     config = load_config(base_argv(tmp_path))
     begin_attempt(folder, config, 0)
-    assert begin_attempt(folder, config, 0).attempt(0) == 3
+    assert begin_attempt(folder, config, 0)[0].attempt(0) == 3
+
+
+def test_a_start_learns_who_wrote_the_round_that_was_begun_before_its_checkpoint(
+    folder: RunFolder, tmp_path: Path
+) -> None:
+    config = load_config(base_argv(tmp_path))
+    ledger, written_by = begin_attempt(folder, config, 0)
+    assert written_by is None
+    ledger.checkpoint(1, str(tmp_path / "ckpt"), "weights of round 1")
+    ledger.checkpoint(3, str(tmp_path / "ckpt"), "weights of round 3")
+    assert begin_attempt(folder, config, 4)[1] == "weights of round 3"
+    # From an older checkpoint: what lies behind it is superseded, and so is what is known of it.
+    assert begin_attempt(folder, config, 2)[1] is None
 
 
 def note_process(folder: Path, process: subprocess.Popen[bytes]) -> None:

@@ -57,7 +57,7 @@ def save(store: RoundStore, made: Round) -> None:
 def test_a_round_comes_back_bit_for_bit(tmp_path: Path, made: Round) -> None:
     store = RoundStore(tmp_path, "f")
     save(store, made)
-    found = store.load(7, weights="w")
+    found = store.load(7, weights={"w"})
     assert found is not None
     again, state = found
     assert state == STATE
@@ -74,21 +74,21 @@ def test_other_weights_other_flags_damage_and_absence_mean_generating_again(
     tmp_path: Path, made: Round
 ) -> None:
     save(RoundStore(tmp_path, "f"), made)
-    assert RoundStore(tmp_path, "f").load(7, weights="other") is None
-    assert RoundStore(tmp_path, "other").load(7, weights="w") is None
-    assert RoundStore(tmp_path, "f").load(8, weights="w") is None
+    assert RoundStore(tmp_path, "f").load(7, weights={"other"}) is None
+    assert RoundStore(tmp_path, "other").load(7, weights={"w"}) is None
+    assert RoundStore(tmp_path, "f").load(8, weights={"w"}) is None
     path = tmp_path / "7.json"
     path.write_bytes(path.read_bytes()[:-20])
-    assert RoundStore(tmp_path, "f").load(7, weights="w") is None
+    assert RoundStore(tmp_path, "f").load(7, weights={"w"}) is None
 
 
 def test_old_rounds_are_pruned(tmp_path: Path, made: Round) -> None:
     store = RoundStore(tmp_path, "f")
     save(store, made)
     store.prune(6)
-    assert store.load(7, weights="w") is not None
+    assert store.load(7, weights={"w"}) is not None
     store.prune(7)
-    assert store.load(7, weights="w") is None
+    assert store.load(7, weights={"w"}) is None
 
 
 def test_a_sample_that_json_cannot_hold_leaves_the_round_unrecorded(
