@@ -3,9 +3,10 @@
     pip install reasoning-gym
     python examples/chain-sum/chain_sum.py FOLDER
 
-writes train.jsonl and held_out.jsonl. A pair of numbers belongs to one of them, in either order and with either sign:
-what is held out was never trained on, not even as its reverse. Problems are distinct on both sides: reasoning-gym draws
-one digit as often as two, of which there are a hundred times as many problems, so that most have two.
+writes train.jsonl, held_out.jsonl, and dev.jsonl, by which to choose settings. A pair of numbers belongs to one of them
+in either order and with either sign: what is held out was never trained on, not even as its reverse. No problem comes
+twice: reasoning-gym draws one digit as often as two, of which there are a hundred times as many problems, so that most
+have two.
 """
 
 import argparse
@@ -17,21 +18,22 @@ from pathlib import Path
 from typing import Any
 
 NUMBER = re.compile(r"-?\d+")
-HELD_OUT_TENTHS = 1
+# Which of ten parts of all pairs go where; the rest is trained on.
+PARTS = {0: "held_out", 1: "dev"}
 QUESTION = (
     "State the final answer to the following arithmetic problem: {} ="  # as reasoning-gym asks
 )
 # Turns before every question: the model answers in their form at once, as "27 - 62 = -35", and ends; and they show
 # answers below zero, which it rarely begins with a minus by itself.
 EXAMPLES = {
-    "38 + 45": 83, "62 - 27": 35, "27 - 62": -35, "8 - 51": -43, "7 - 3": 4, "64 - 58": 6, "5 + 9": 14, "90 - 46": 44
+    "38 + 45": 83, "62 - 27": 35, "27 - 62": -35, "8 - 51": -43, "7 - 3": 4, "64 - 58": 6, "4 + 8": 12, "90 - 46": 44
 }  # fmt: skip
 
 
-def is_held_out(numbers: tuple[int, int]) -> bool:
-    """Whether these two numbers, in either order, are among the tenth that is never trained on."""
+def file_of(numbers: tuple[int, int]) -> str:
+    """To which file these two numbers belong, in either order: `train`, or a tenth each to `dev` and `held_out`."""
     text = "{} {}".format(*sorted(numbers))
-    return hashlib.sha256(text.encode()).digest()[0] % 10 < HELD_OUT_TENTHS
+    return PARTS.get(hashlib.sha256(text.encode()).digest()[0] % 10, "train")
 
 
 def last_number(text: str) -> str | None:
@@ -87,24 +89,25 @@ def example_turns() -> list[dict[str, str]]:
 
 
 def write_data(folder: Path, *, seed: int, num_train: int, num_held_out: int) -> None:
-    """train.jsonl and held_out.jsonl, rows with a chat `prompt` and a `label`.
+    """The three files, rows with a chat `prompt` and a `label`; dev.jsonl is as long as held_out.jsonl.
 
     Raises:
         ValueError: reasoning-gym's problems ended before there were enough.
     """
-    train: dict[str, None] = {}
-    held_out: dict[str, None] = {}
+    files: dict[str, dict[str, None]] = {"train": {}, "dev": {}, "held_out": {}}
+    sizes = {"train": num_train, "dev": num_held_out, "held_out": num_held_out}
     for numbers, question, answer in problems(seed):
         row = {"prompt": [*example_turns(), {"role": "user", "content": question}], "label": answer}
-        side, size = (held_out, num_held_out) if is_held_out(numbers) else (train, num_train)
-        if len(side) < size:
-            side[json.dumps(row)] = None
-        if len(train) == num_train and len(held_out) == num_held_out:
+        name = file_of(numbers)
+        if len(files[name]) < sizes[name]:
+            files[name][json.dumps(row)] = None
+        if all(len(files[name]) == size for name, size in sizes.items()):
             break
     else:
-        raise ValueError(f"only {len(train)} problems to train on and {len(held_out)} held out")
+        found = {name: len(rows) for name, rows in files.items()}
+        raise ValueError(f"reasoning-gym gave {found} problems, not {sizes}")
     folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in (("train", train), ("held_out", held_out)):
+    for name, rows in files.items():
         (folder / f"{name}.jsonl").write_text("".join(row + "\n" for row in rows))
 
 
@@ -113,7 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The data of one seed.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num-train", type=int, default=12_000)
+    parser.add_argument("--num-train", type=int, default=10_000)
     parser.add_argument("--num-held-out", type=int, default=512)
     options = vars(parser.parse_args())
     write_data(options.pop("folder"), **options)

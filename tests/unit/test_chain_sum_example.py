@@ -54,11 +54,14 @@ async def test_an_answer_without_an_end_earns_nothing(chain_sum: ModuleType) -> 
     assert await chain_sum.reward(None, sample) == {"right": 0.0, "score": 0.0}
 
 
-def test_a_tenth_of_the_pairs_is_held_out_in_either_order(chain_sum: ModuleType) -> None:
+def test_a_tenth_of_the_pairs_each_is_held_out_and_to_choose_by_in_either_order(
+    chain_sum: ModuleType,
+) -> None:
     pairs = [(a, b) for a in range(100) for b in range(100)]
-    held_out = {pair for pair in pairs if chain_sum.is_held_out(pair)}
-    assert 0.08 < len(held_out) / len(pairs) < 0.12
-    assert held_out == {(b, a) for a, b in held_out}
+    for name in ("held_out", "dev"):
+        part = {pair for pair in pairs if chain_sum.file_of(pair) == name}
+        assert 0.08 < len(part) / len(pairs) < 0.12
+        assert part == {(b, a) for a, b in part}
 
 
 def test_the_examples_of_the_prompt_are_none_of_those_held_out(chain_sum: ModuleType) -> None:
@@ -66,7 +69,7 @@ def test_the_examples_of_the_prompt_are_none_of_those_held_out(chain_sum: Module
     assert len(shown) == 8
     for (first, sign, second), result in shown:
         assert int(first) + (int(second) if sign == "+" else -int(second)) == result
-        assert not chain_sum.is_held_out((int(first), int(second)))
+        assert chain_sum.file_of((int(first), int(second))) == "train"
 
 
 def test_the_examples_are_a_conversation_before_the_question(chain_sum: ModuleType) -> None:
