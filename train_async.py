@@ -18,10 +18,9 @@ def train(config: Config) -> None:
     with open_session(config) as run:
         run.evaluate_first()
         num_rollout = run.config.num_rollout or 0
-        upcoming = (
-            run.start_generate(run.first_rollout) if run.first_rollout < num_rollout else None
-        )
-        for rollout_id in range(run.first_rollout, num_rollout):
+        first, written_by = run.first_rollout, run.first_written_by
+        upcoming = run.start_generate(first, written_by) if first < num_rollout else None
+        for rollout_id in range(first, num_rollout):
             assert upcoming is not None
             rollout = run.finish_generate(rollout_id, upcoming)
             is_last = rollout_id + 1 == num_rollout

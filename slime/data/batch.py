@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slime.data.packed import Row
+
 # `RolloutBatch.sample_indices` of a row that evens ranks out: it trains nothing, no metric counts it.
 FILLER_INDEX = -1
 
@@ -38,7 +40,7 @@ class Ragged:
             )
 
     @classmethod
-    def from_rows(cls, rows: Iterable[Tensor | Sequence[float]], dtype: torch.dtype) -> "Ragged":
+    def from_rows(cls, rows: Iterable[Tensor | Row], dtype: torch.dtype) -> "Ragged":
         """Copy rows, each a [n] tensor or array or a list of numbers, into one flat tensor of `dtype`."""
         rows = list(rows)
         if rows and all(type(row) is list for row in rows):
@@ -97,9 +99,7 @@ def _flat_tensor(numbers: Iterable[float], count: int, dtype: torch.dtype) -> Te
 
 def _joined(rows: Sequence[Any], dtype: torch.dtype) -> Tensor:
     """Arrays and lists one after the other."""
-    flat = np.concatenate(
-        [np.asarray(row, _NUMPY_DTYPES[dtype]) for row in rows], dtype=_NUMPY_DTYPES[dtype]
-    )
+    flat = np.concatenate([np.asarray(row, _NUMPY_DTYPES[dtype]) for row in rows])
     return torch.from_numpy(flat)  # pyright: ignore[reportUnknownMemberType]
 
 

@@ -1,7 +1,7 @@
 """Packed: the numbers of a long list in an array; and the attribute that is the list again to whoever reads it.
 
-A list of 4,096 ids and one of as many log-probs take 36 to 325 KiB, which Python's garbage collector walks over
-again and again; as arrays they take 32 KiB it need not look at.
+4,096 ids and as many log-probs are 325 KiB as lists of Python's numbers, which its garbage collector walks over again
+and again; as arrays they are 32 KiB, which it need not look at.
 """
 
 from array import array

@@ -184,7 +184,7 @@ class RolloutManager:
         fully_async_rollout.note_weights(self._args, trained_rounds)
 
     def generate(
-        self, rollout_id: int, save: bool, weights: str | None, recorded: str | None = None
+        self, rollout_id: int, save: bool, weights: str | None, written_by: str | None
     ) -> RolloutResult:
         """Run one round, or take up a recorded one, and cut it into batches.
 
@@ -193,16 +193,16 @@ class RolloutManager:
                 included. It happens here and not with the model's checkpoint, because by then the
                 next round may have taken prompts.
             weights: digest of the weights in the engines; without one nothing is recorded.
-            recorded: of others, whose record of this round is taken up as well.
+            written_by: of others, whose record of this round is taken up as well.
         """
         # What is neither generation, reward nor saving makes batches: data.
         with clock.record() as segments, phase(Phase.DATA):
-            references, metrics, entry = self._generate(rollout_id, save, weights, recorded)
+            references, metrics, entry = self._generate(rollout_id, save, weights, written_by)
         self._record()
         return RolloutResult(references, metrics, entry, segments)
 
     def _generate(
-        self, rollout_id: int, save: bool, weights: str | None, recorded: str | None
+        self, rollout_id: int, save: bool, weights: str | None, written_by: str | None
     ) -> tuple[tuple["ray.ObjectRef[RolloutBatch]", ...], dict[str, float], dict[str, Any]]:
         """Batches, metrics and entry of a `RolloutResult`."""
         start = time.perf_counter()
@@ -210,7 +210,7 @@ class RolloutManager:
             # The state has to be of one moment, and generation goes on when the round is there.
             fully_async_rollout.expect_save(self._args)
         with timer("rollout", rollout_id):
-            made = self._recorded(rollout_id, weights, recorded)
+            made = self._recorded(rollout_id, weights, written_by)
             made = made or self._run_rollout(rollout_id, weights)
         samples = flatten_samples(made.groups)
         if not samples:
@@ -332,11 +332,13 @@ class RolloutManager:
             )
         return per_epoch * (self._config.num_epoch or 1)
 
-    def _recorded(self, rollout_id: int, weights: str | None, recorded: str | None) -> Round | None:
+    def _recorded(
+        self, rollout_id: int, weights: str | None, written_by: str | None
+    ) -> Round | None:
         """The round as an earlier attempt of this run recorded it, if it may be used."""
         if weights is None or self._config.regenerate_on_resume:
             return None
-        found = self._rounds.load(rollout_id, weights={weights, recorded or weights})
+        found = self._rounds.load(rollout_id, weights={weights, written_by or weights})
         if found is None:
             return None
         made, data_state = found

@@ -51,12 +51,14 @@ class Session:
     Attributes:
         config: with `num_rollout` settled once `start` has returned.
         first_rollout: 0, or the round after the checkpoint that was loaded.
+        first_written_by: digest of the weights that wrote that round, if it was begun before the checkpoint.
     """
 
     def __init__(self, config: Config, folder: RunFolder, records: Records) -> None:
         check_hooks(config)
         self.config = config
         self.first_rollout = 0
+        self.first_written_by: str | None = None
         self._folder = folder
         self._records = records
         self._ledger: Ledger | None = None
@@ -64,8 +66,8 @@ class Session:
         self._generating: tuple[int, ray.ObjectRef[RolloutResult]] | None = None
         self._last_saved: int | None = None
         self._weights: str | None = None
-        # The last round that was begun, or is to begin first, and the digest of the weights that wrote it.
-        self._begun: tuple[int, str | None] = (0, None)
+        # The last round that was begun, and the digest of the weights that write it.
+        self._begun: tuple[int, str | None] = (-1, None)
         self._trained_rounds = 0
         self._trains = not config.debug_rollout_only
         self._rolls = not config.debug_train_only
@@ -120,8 +122,9 @@ class Session:
         elif self.config.start_rollout_id is not None:
             self.first_rollout = self.config.start_rollout_id
         self._trained_rounds = self.first_rollout
-        self._ledger, written_by = begin_attempt(self._folder, self.config, self.first_rollout)
-        self._begun = (self.first_rollout, written_by)
+        self._ledger, self.first_written_by = begin_attempt(
+            self._folder, self.config, self.first_rollout
+        )
         self._records.begin(self.first_rollout, info.num_rollout)
         if self.first_rollout > 0:
             self._last_saved = self.first_rollout - 1
@@ -132,14 +135,18 @@ class Session:
         logger.info("rollouts %d to %d", self.first_rollout, info.num_rollout - 1)
         self._times.take()  # the clocks of all sides begin
 
-    def start_generate(self, rollout_id: int) -> "ray.ObjectRef[RolloutResult]":
-        """Begin generating a round; `finish_generate` waits for it."""
+    def start_generate(
+        self, rollout_id: int, written_by: str | None = None
+    ) -> "ray.ObjectRef[RolloutResult]":
+        """Begin generating a round; `finish_generate` waits for it.
+
+        Args:
+            written_by: digest of other weights than the engines', whose record of this round is taken up as well.
+        """
         save = self._save_is_due(rollout_id)
         # A round that several weights write is no record of what one of them would write again.
         weights = None if self.config.update_weights_in_flight else self._weights
-        # One step off, the first round after a checkpoint was begun with the weights before it.
-        earlier = self._begun[1] if self._begun[0] == rollout_id else None
-        call = self._manager.generate.remote(rollout_id, save, weights, earlier)
+        call = self._manager.generate.remote(rollout_id, save, weights, written_by)
         self._generating = (rollout_id, call)
         self._begun = (rollout_id, weights)
         return call

@@ -3,11 +3,8 @@
 The round after a checkpoint was begun with weights that no checkpoint has: it is taken up from its record.
 """
 
-import random
-import time
-
 import pytest
-from support.interrupted_runs import TrainingRun, assert_same_run
+from support.interrupted_runs import TrainingRun, assert_same_run, finish_through_kills
 from support.resume_flags import make_run
 from support.train_runs import Work
 
@@ -25,15 +22,8 @@ def make_async_run(work: Work, name: str) -> TrainingRun:
 def test_killed_three_times_is_the_run_never_killed(work: Work) -> None:
     undisturbed = make_async_run(work, "async-undisturbed")
     undisturbed.finish()
-    moments = random.Random(time.time_ns())
     run = make_async_run(work, "async-killed")
-    for role in ("driver", "rollout manager", "train rank 0"):
-        run.start()
-        run.await_checkpoint(beyond=run.checkpoint())
-        time.sleep(moments.uniform(0.0, 0.4))
-        run.kill(role)
-    run.finish()
-    assert run.audit().counts["attempts"] == 4
+    finish_through_kills(run)
     assert_same_run(run, undisturbed)
     log = (run.folder / "logs" / "rollout-manager.log").read_text()
     starts = [e["first_rollout"] for e in read_events(run.folder / "ledger.jsonl")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -158,6 +159,19 @@ def _digests(name: str, value: Any) -> Any:
             yield from _digests(f"{name}/{number}", item)
     elif isinstance(value, bool | int | float | str):
         yield name, repr(value)
+
+
+def finish_through_kills(run: TrainingRun) -> None:
+    """Come to the end through three kills: of each process, at a random moment after a checkpoint."""
+    moments = random.Random(time.time_ns())
+    for role in ("driver", "rollout manager", "train rank 0"):
+        run.start()
+        run.await_checkpoint(beyond=run.checkpoint())
+        # About a round: three kills and their checkpoints must fit into the run.
+        time.sleep(moments.uniform(0.0, 0.4))
+        run.kill(role)
+    run.finish()
+    assert run.audit().counts["attempts"] == 4
 
 
 def assert_same_run(run: TrainingRun, undisturbed: TrainingRun) -> None:

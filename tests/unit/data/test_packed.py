@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from slime.data.packed import LEAST, Packed
 from slime.data.sample import Sample
 from slime.data.state import decode, encode
+from slime.errors import DataError
 from slime.orchestration.rounds import sample_digest
 from slime.training.train_data import complete_train_data, samples_to_train_data
 
@@ -131,12 +132,12 @@ def test_validate_finds_what_is_wrong_in_a_packed_list() -> None:
     sample = answered()
     sample.tokens[3] = -1
     sample.pack()
-    with pytest.raises(Exception, match=r"tokens\[3\] is -1"):
+    with pytest.raises(DataError, match=r"tokens\[3\] is -1"):
         sample.validate()
     short = answered()
     short.rollout_log_probs = [-0.5] * (2 * LEAST - 1)
     short.pack()
-    with pytest.raises(Exception, match=f"rollout_log_probs has {2 * LEAST - 1} entries"):
+    with pytest.raises(DataError, match=f"rollout_log_probs has {2 * LEAST - 1} entries"):
         short.validate()
 
 
@@ -153,7 +154,7 @@ def test_training_data_of_packed_samples_is_that_of_plain_ones() -> None:
             if packs:
                 sample.pack()
         data = samples_to_train_data(samples, [1.0] * 4, [1.0] * 4)
-        assert packs is False or type(vars(samples[0])["tokens"]) is Packed
+        assert not packs or type(vars(samples[0])["tokens"]) is Packed
         return complete_train_data(data)
 
     plain, packed = columns(packs=False), columns(packs=True)
@@ -168,7 +169,7 @@ def test_a_bad_entry_of_a_packed_sample_is_found_among_good_ones() -> None:
     bad.tokens[7] = -4
     for sample in (good, bad):
         sample.pack()
-    with pytest.raises(Exception, match=r"tokens\[7\] is -4"):
+    with pytest.raises(DataError, match=r"tokens\[7\] is -4"):
         samples_to_train_data([good, bad], [1.0, 1.0], [1.0, 1.0])
 
 
