@@ -20,14 +20,10 @@ from typing import Any
 NUMBER = re.compile(r"-?\d+")
 # Which of ten parts of all pairs go where; the rest is trained on.
 PARTS = {0: "held_out", 1: "dev"}
-QUESTION = (
-    "State the final answer to the following arithmetic problem: {} ="  # as reasoning-gym asks
-)
-# Turns before every question: the model answers in their form at once, as "27 - 62 = -35", and ends; and they show
+TASK = "State the final answer to each arithmetic problem."
+# Turns before every problem: the model answers in their form at once, as "27 - 62 = -35", and ends; and they show
 # answers below zero, which it rarely begins with a minus by itself.
-EXAMPLES = {
-    "38 + 45": 83, "62 - 27": 35, "27 - 62": -35, "8 - 51": -43, "7 - 3": 4, "64 - 58": 6, "4 + 8": 12, "90 - 46": 44
-}  # fmt: skip
+EXAMPLES = {"38 + 45": 83, "27 - 62": -35}
 
 
 def file_of(numbers: tuple[int, int]) -> str:
@@ -63,7 +59,7 @@ async def reward(args: Any, sample: Any, **kwargs: Any) -> dict[str, float]:
 
 
 def problems(seed: int) -> Iterator[tuple[tuple[int, int], str, str]]:
-    """(numbers, question, answer) without end, as reasoning-gym draws them."""
+    """(numbers, problem, answer), a hundred thousand of them, as reasoning-gym draws them."""
     import reasoning_gym  # pyright: ignore[reportMissingImports] (the task, not needed to train)
 
     size = 100_000
@@ -72,20 +68,18 @@ def problems(seed: int) -> Iterator[tuple[tuple[int, int], str, str]]:
     )
     for i in range(size):
         row = drawn[i]
-        first, _, second = row["metadata"]["expression"].split()
-        yield (int(first), int(second)), row["question"], row["answer"]
+        problem = row["metadata"]["expression"]
+        first, _, second = problem.split()
+        yield (int(first), int(second)), problem, row["answer"]
 
 
-def example_turns() -> list[dict[str, str]]:
-    """EXAMPLES as a conversation."""
-    return [
-        turn
-        for problem, result in EXAMPLES.items()
-        for turn in (
-            {"role": "user", "content": QUESTION.format(problem)},
-            {"role": "assistant", "content": f"{problem} = {result}"},
-        )
-    ]
+def conversation(problem: str) -> list[dict[str, str]]:
+    """What the model sees: the task, EXAMPLES as turns, and this problem."""
+    turns = [{"role": "system", "content": TASK}]
+    for example, result in EXAMPLES.items():
+        turns.append({"role": "user", "content": f"{example} ="})
+        turns.append({"role": "assistant", "content": f"{example} = {result}"})
+    return [*turns, {"role": "user", "content": f"{problem} ="}]
 
 
 def write_data(folder: Path, *, seed: int, num_train: int, num_held_out: int) -> None:
@@ -96,8 +90,8 @@ def write_data(folder: Path, *, seed: int, num_train: int, num_held_out: int) ->
     """
     files: dict[str, dict[str, None]] = {"train": {}, "dev": {}, "held_out": {}}
     sizes = {"train": num_train, "dev": num_held_out, "held_out": num_held_out}
-    for numbers, question, answer in problems(seed):
-        row = {"prompt": [*example_turns(), {"role": "user", "content": question}], "label": answer}
+    for numbers, problem, answer in problems(seed):
+        row = {"prompt": conversation(problem), "label": answer}
         name = file_of(numbers)
         if len(files[name]) < sizes[name]:
             files[name][json.dumps(row)] = None
@@ -116,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The data of one seed.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num-train", type=int, default=10_000)
+    parser.add_argument("--num-train", type=int, default=12_000)
     parser.add_argument("--num-held-out", type=int, default=512)
     options = vars(parser.parse_args())
     write_data(options.pop("folder"), **options)

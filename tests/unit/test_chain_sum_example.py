@@ -66,14 +66,15 @@ def test_a_tenth_of_the_pairs_each_is_held_out_and_to_choose_by_in_either_order(
 
 def test_the_examples_of_the_prompt_are_none_of_those_held_out(chain_sum: ModuleType) -> None:
     shown = [(problem.split(), result) for problem, result in chain_sum.EXAMPLES.items()]
-    assert len(shown) == 8
+    assert len(shown) == 2
     for (first, sign, second), result in shown:
         assert int(first) + (int(second) if sign == "+" else -int(second)) == result
         assert chain_sum.file_of((int(first), int(second))) == "train"
 
 
-def test_the_examples_are_a_conversation_before_the_question(chain_sum: ModuleType) -> None:
-    turns = chain_sum.example_turns()
-    assert [turn["role"] for turn in turns] == ["user", "assistant"] * 8
-    assert turns[4]["content"].endswith("problem: 27 - 62 =")
-    assert turns[5]["content"] == "27 - 62 = -35"
+def test_the_examples_are_a_conversation_before_the_problem(chain_sum: ModuleType) -> None:
+    turns = chain_sum.conversation("15 - 43")
+    assert [turn["role"] for turn in turns] == ["system", *["user", "assistant"] * 2, "user"]
+    assert turns[3]["content"] == "27 - 62 ="
+    assert turns[4]["content"] == "27 - 62 = -35"
+    assert turns[-1]["content"] == "15 - 43 ="
