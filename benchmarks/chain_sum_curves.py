@@ -1,7 +1,7 @@
 """The curves of examples/chain-sum: rows of runs from their metrics, and a picture of rows.
 
-    python benchmarks/chain_sum_curves.py add RUN_FOLDER --name NAME [--note TEXT]  # a row of chain_sum_settings.jsonl
-    python benchmarks/chain_sum_curves.py draw NAME [NAME ...]                      # docs/images/chain_sum.svg
+    python benchmarks/chain_sum_curves.py add NAME RUN_FOLDER [NOTE]  # a row of results/chain_sum_settings.jsonl
+    python benchmarks/chain_sum_curves.py draw NAME [NAME ...]            # docs/images/chain_sum.svg
 
 A row holds the settings of the run's config.json, greedy accuracy on dev.jsonl and held_out.jsonl by the number of
 rounds trained, and for each round its seconds, the mean reward of the training samples, and the mean |log_probs -
@@ -127,9 +127,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Rows and curves of examples/chain-sum.")
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser("add")
+    add.add_argument("name")
     add.add_argument("folder", type=Path)
-    add.add_argument("--name", required=True)
-    add.add_argument("--note", default="")
+    add.add_argument("note", nargs="?", default="")
     commands.add_parser("draw").add_argument("names", nargs="+")
     options = parser.parse_args()
     if options.command == "add":
