@@ -3,9 +3,9 @@
     python benchmarks/fully_async.py --task quickstart --out runs/fully_async [--seeds 0 1] [--modes ...]
     python benchmarks/fully_async.py --task lengths --model qwen3-0.6b --device cuda --gpus 2 --out runs/fully_async
 
-Modes: `sync` (train.py), `colocated` (train.py --colocate: both sides take turns on all GPUs), `one-step-off`
-(train_async.py), `fully-async-N` (--fully-async with --max-weight-staleness N). For each seed all modes run one
-after the other, in an order that rotates; what OUT has is not run again.
+Modes: `sync` (train.py), `colocated` (train.py --colocate: both sides take turns on all GPUs), `resident` (the same
+without offload), `one-step-off` (train_async.py), `fully-async-N` (--fully-async with --max-weight-staleness N). For
+each seed all modes run one after the other, in an order that rotates; what OUT has is not run again.
 
 Tasks, both with heavy-tailed lengths (log-normal, median a quarter of --longest):
   quickstart  the middle letter from the quickstart's supervised start (made once, or --start FOLDER, a folder of
@@ -45,7 +45,15 @@ from slime.observability.trackers import read_metrics
 from slime.rollout.sglang_rollout import generate as one_turn
 
 ROOT = Path(__file__).resolve().parents[1]
-MODES = ("sync", "colocated", "one-step-off", "fully-async-1", "fully-async-2", "fully-async-4")
+MODES = (
+    "sync",
+    "colocated",
+    "resident",
+    "one-step-off",
+    "fully-async-1",
+    "fully-async-2",
+    "fully-async-4",
+)
 LAST_REWARDS = 10
 BALLAST = "FULLY_ASYNC_LONGEST"
 
@@ -82,6 +90,8 @@ def mode_flags(mode: str) -> tuple[str, list[str]]:
         return "train.py", []
     if mode == "colocated":
         return "train.py", ["--colocate"]
+    if mode == "resident":
+        return "train.py", ["--colocate", "--no-offload-train", "--no-offload-rollout"]
     if mode == "one-step-off":
         return "train_async.py", ["--use-tis"]
     staleness = mode.removeprefix("fully-async-")
@@ -92,7 +102,7 @@ def mode_flags(mode: str) -> tuple[str, list[str]]:
 
 def common_flags(options: argparse.Namespace, mode: str, seed: int, run_dir: Path) -> list[str]:
     train, rollout = options.gpus // 2, options.gpus - options.gpus // 2
-    if mode == "colocated":
+    if mode in ("colocated", "resident"):
         train = rollout = options.gpus
     return (
         f"--device {options.device} --run-dir {run_dir} --actor-num-nodes 1 "
