@@ -64,6 +64,12 @@ def test_a_tenth_of_the_pairs_each_is_held_out_and_to_choose_by_in_either_order(
         assert part == {(b, a) for a, b in part}
 
 
+def test_every_difference_is_trained_on_and_a_third_of_the_sums(chain_sum: ModuleType) -> None:
+    pairs = [(a, b) for a in range(100) for b in range(100)]
+    assert all(chain_sum.is_trained(pair, "-") for pair in pairs)
+    assert 0.3 < sum(chain_sum.is_trained(pair, "+") for pair in pairs) / len(pairs) < 0.37
+
+
 def test_the_examples_of_the_prompt_are_none_of_those_held_out(chain_sum: ModuleType) -> None:
     shown = [(problem.split(), result) for problem, result in chain_sum.EXAMPLES.items()]
     assert len(shown) == 2
