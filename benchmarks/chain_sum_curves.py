@@ -1,7 +1,7 @@
 """The curves of examples/chain-sum: rows of runs from their metrics, and a picture of rows.
 
     python benchmarks/chain_sum_curves.py add NAME RUN_FOLDER [NOTE]  # a row of results/chain_sum_settings.jsonl
-    python benchmarks/chain_sum_curves.py draw NAME [NAME ...]            # docs/images/chain_sum.svg
+    python benchmarks/chain_sum_curves.py draw NAME [NAME ...]              # docs/images/chain_sum.svg
 
 A row holds the settings of the run's config.json, greedy accuracy on dev.jsonl and held_out.jsonl by the number of
 rounds trained, and for each round its seconds, the mean reward of the training samples, and the mean |log_probs -
@@ -16,12 +16,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from curves import MARGIN, Panel, picture, text
+
 from slime.observability.trackers import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ROOT / "benchmarks" / "results" / "chain_sum_settings.jsonl"
 PICTURE = ROOT / "docs" / "images" / "chain_sum.svg"
-WIDTH, HEIGHT, MARGIN = 760, 300, 48
+WIDTH, HEIGHT = 380, 300
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#555555")
 GOAL = 0.9
 CLOSE = 0.02  # goal of the log-probs' difference
@@ -64,62 +66,30 @@ def row_of(folder: Path, name: str, note: str) -> Row:
 
 
 def draw(rows: Sequence[Row]) -> str:
-    """Two pictures beside each other as SVG: accuracy on dev.jsonl, and the log-probs' difference, by round."""
+    """Two panels beside each other: accuracy on dev.jsonl, and the log-probs' difference, by round."""
     longest = max(len(row["round_s"]) for row in rows)
-    half = WIDTH // 2
-    worst = 1.1 * max(CLOSE, *(max(row["log_prob_difference_by_round"]) for row in rows))
+    worst = max(CLOSE, *(max(row["log_prob_difference_by_round"]) for row in rows))
+    right = Panel(WIDTH, HEIGHT, longest)
+    apart = Panel(WIDTH, HEIGHT, longest, 1.1 * worst, left=WIDTH)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT + 16 * len(rows)}" '
-        'font-family="sans-serif" font-size="12">',
-        f'<rect width="{WIDTH}" height="{HEIGHT + 16 * len(rows)}" fill="white"/>',
-        *_axes(0, half, longest, 1.0, GOAL, "right of 512 problems, greedy (dev.jsonl)"),
-        *_axes(half, half, longest, worst, CLOSE, "|log-prob of trainer - of engine|"),
+        *right.axes(GOAL, f"round {longest}"),
+        *apart.axes(CLOSE, f"round {longest}"),
+        text(MARGIN, 28, "#555", "right of 512 problems, greedy (dev.jsonl)"),
+        text(WIDTH + MARGIN, 28, "#555", "mean |log-prob of trainer - of engine|"),
     ]
     for i, row in enumerate(rows):
         colour = COLOURS[i % len(COLOURS)]
-        right = [(int(k), value) for k, value in row["dev_by_round"].items()]
-        apart = list(enumerate(row["log_prob_difference_by_round"]))
-        parts += [
-            _line(0, half, longest, 1.0, right, colour),
-            _line(half, half, longest, worst, apart, colour),
-        ]
+        accuracies = [(int(k), value) for k, value in row["dev_by_round"].items()]
         words = (
             f"{row['run']}: {row['prompts']} x {row['samples_per_prompt']}, {row['samples_per_step']} a step, "
             f"{row['lr']:g}, KL {row['kl_loss_coef']:g}, reward {row['reward']}"
         )
-        parts.append(f'<text x="{MARGIN}" y="{HEIGHT + 16 * i}" fill="{colour}">{words}</text>')
-    return "\n".join([*parts, "</svg>", ""])
-
-
-def _point(left: int, width: int, longest: int, top: float, x: float, y: float) -> str:
-    across, up = (width - 1.4 * MARGIN) / longest, (HEIGHT - 2 * MARGIN) / top
-    return f"{left + MARGIN + x * across:.1f},{HEIGHT - MARGIN - y * up:.1f}"
-
-
-def _axes(left: int, width: int, longest: int, top: float, goal: float, title: str) -> list[str]:
-    def at(x: float, y: float) -> str:
-        return _point(left, width, longest, top, x, y)
-
-    level = at(0, goal).split(",")[1]
-    return [
-        f'<polyline fill="none" stroke="#888" points="{at(0, top)} {at(0, 0)} {at(longest, 0)}"/>',
-        f'<polyline fill="none" stroke="#bbb" stroke-dasharray="4" points="{at(0, goal)} {at(longest, goal)}"/>',
-        f'<text x="{left + MARGIN - 4}" y="{float(level) + 4:.0f}" text-anchor="end">{goal:g}</text>',
-        f'<text x="{left + MARGIN}" y="28">{title}</text>',
-        f'<text x="{left + width - 20}" y="{HEIGHT - MARGIN + 16}" text-anchor="end">round {longest}</text>',
-    ]
-
-
-def _line(
-    left: int,
-    width: int,
-    longest: int,
-    top: float,
-    points: Sequence[tuple[float, float]],
-    colour: str,
-) -> str:
-    where = " ".join(_point(left, width, longest, top, x, y) for x, y in points)
-    return f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{where}"/>'
+        parts += [
+            right.line(accuracies, colour),
+            apart.line(enumerate(row["log_prob_difference_by_round"]), colour),
+            text(MARGIN, HEIGHT + 16 * (i + 1), colour, words),
+        ]
+    return picture(2 * WIDTH, HEIGHT + 16 * (len(rows) + 1), parts)
 
 
 def main() -> None:

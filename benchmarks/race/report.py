@@ -6,14 +6,17 @@ import statistics
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
+
+from curves import MARGIN, Panel, picture, text
 
 from race.sizes import SIZES, VENV, Size
 
 SIDES = ("slime", "trl")
 COLOURS = {"slime": "#1f6feb", "trl": "#d1242f"}
-WIDTH, HEIGHT, MARGIN = 640, 300, 40
+WIDTH, HEIGHT = 640, 300
 
 ROWS = (
     ("s a step, steady state (mean)", "s_per_step_mean", "{:.3f}"),
@@ -193,33 +196,15 @@ def _curve_rows(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 def _curves(runs: dict[str, list[dict[str, Any]]]) -> str:
     """Reward over seconds since the first step began, one line per run, as SVG."""
-    ends = [sum(run["step_seconds"]) for side in SIDES for run in runs[side]]
-    scale = (WIDTH - 2 * MARGIN) / max(ends)
-
-    def point(seconds: float, reward: float) -> str:
-        return (
-            f"{MARGIN + seconds * scale:.1f},{HEIGHT - MARGIN - reward * (HEIGHT - 2 * MARGIN):.1f}"
-        )
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        'font-family="sans-serif" font-size="12">',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
-        f'<polyline fill="none" stroke="#888" points="{point(0, 1)} {point(0, 0)} {point(max(ends), 0)}"/>',
-        f'<polyline fill="none" stroke="#ccc" stroke-dasharray="4" '
-        f'points="{point(0, 0.9)} {point(max(ends), 0.9)}"/>',
-        f'<text x="4" y="{HEIGHT - MARGIN - 0.9 * (HEIGHT - 2 * MARGIN) + 4:.0f}">0.9</text>',
-        f'<text x="{WIDTH - MARGIN}" y="{HEIGHT - 12}" text-anchor="end">'
-        f"{max(ends):.0f} s since the first step began</text>",
-    ]
+    end = max(sum(run["step_seconds"]) for side in SIDES for run in runs[side])
+    panel = Panel(WIDTH, HEIGHT, longest=end)
+    parts = panel.axes(0.9, f"{end:.0f} s since the first step began")
     for i, side in enumerate(SIDES):
-        parts.append(f'<text x="{MARGIN + 8 + 70 * i}" y="20" fill="{COLOURS[side]}">{side}</text>')
-        for run in runs[side]:
-            seconds, points = 0.0, list[str]()
-            for took, reward in zip(run["step_seconds"], run["rewards"], strict=True):
-                seconds += took
-                points.append(point(seconds, reward))
-            parts.append(
-                f'<polyline fill="none" stroke="{COLOURS[side]}" stroke-width="1.5" points="{" ".join(points)}"/>'
+        parts.append(text(MARGIN + 8 + 70 * i, 20, COLOURS[side], side))
+        parts += [
+            panel.line(
+                zip(accumulate(run["step_seconds"]), run["rewards"], strict=True), COLOURS[side]
             )
-    return "\n".join([*parts, "</svg>", ""])
+            for run in runs[side]
+        ]
+    return picture(WIDTH, HEIGHT, parts)

@@ -20,7 +20,7 @@ from typing import Any
 NUMBER = re.compile(r"-?\d+")
 # Which of ten parts of all pairs go where; the rest is trained on.
 PARTS = {0: "held_out", 1: "dev"}
-# Sums are learned in ten rounds, differences in hundreds: one sum in so many is trained on.
+# Sums are learned first and differences are what is left (README): one sum in so many is trained on.
 SUMS_TRAINED = 3
 TASK = "State the final answer to each arithmetic problem."
 # Turns before every problem: the model answers in their form at once, as "27 - 62 = -35", and ends; and they show
