@@ -66,7 +66,7 @@ def row_of(folder: Path, name: str, note: str) -> Row:
 
 
 def draw(rows: Sequence[Row]) -> str:
-    """Two panels beside each other: accuracy on dev.jsonl, and the log-probs' difference, by round."""
+    """Two panels beside each other: accuracy on held_out.jsonl, and the log-probs' difference, by round."""
     longest = max(len(row["round_s"]) for row in rows)
     worst = max(CLOSE, *(max(row["log_prob_difference_by_round"]) for row in rows))
     right = Panel(WIDTH, HEIGHT, longest)
@@ -74,12 +74,12 @@ def draw(rows: Sequence[Row]) -> str:
     parts = [
         *right.axes(GOAL, f"round {longest}"),
         *apart.axes(CLOSE, f"round {longest}"),
-        text(MARGIN, 28, "#555", "right of 512 problems, greedy (dev.jsonl)"),
+        text(MARGIN, 28, "#555", "right of 512 held-out problems, greedy"),
         text(WIDTH + MARGIN, 28, "#555", "mean |log-prob of trainer - of engine|"),
     ]
     for i, row in enumerate(rows):
         colour = COLOURS[i % len(COLOURS)]
-        accuracies = [(int(k), value) for k, value in row["dev_by_round"].items()]
+        accuracies = [(int(k), value) for k, value in row["held_out_by_round"].items()]
         words = (
             f"{row['run']}: {row['prompts']} x {row['samples_per_prompt']}, {row['samples_per_step']} a step, "
             f"{row['lr']:g}, KL {row['kl_loss_coef']:g}, reward {row['reward']}"

@@ -23,9 +23,9 @@ PARTS = {0: "held_out", 1: "dev"}
 # Sums are learned first and differences are what is left (README): one sum in so many is trained on.
 SUMS_TRAINED = 3
 TASK = "State the final answer to each arithmetic problem."
-# Turns before every problem: the model answers in their form at once, as "27 - 62 = -35", and ends; and they show
-# answers below zero, which it rarely begins with a minus by itself.
-EXAMPLES = {"38 + 45": 83, "27 - 62": -35}
+# Turns before every problem: the model answers in their form at once, and ends. The second shows a step for a result
+# below zero, so that there is one skill to learn, the smaller number from the larger; without it these came last.
+EXAMPLES = {"38 + 45": "83", "27 - 62": "-(62 - 27) = -35"}
 
 
 def file_of(numbers: tuple[int, int]) -> str:
@@ -58,12 +58,15 @@ def likeness(found: str | None, label: str) -> float:
 async def reward(args: Any, sample: Any, **kwargs: Any) -> dict[str, float]:
     """`right`: 1.0 when the last number of the answer is the result and the model ended the answer itself, else 0.0.
 
-    `score`: the same, but a wrong number has half its likeness: two digits are learned one by one.
+    `score`: the same, but a wrong number has half its likeness, as two digits are learned one by one, and a quarter if
+    the answer has the right step (`opposite` of the row's metadata) on its way to a result below zero.
     """
     is_ended = sample.status == sample.Status.COMPLETED
     found = last_number(sample.response) if is_ended else None
     right = float(found == sample.label)
-    return {"right": right, "score": right or likeness(found, sample.label) / 2}
+    opposite = sample.metadata.get("opposite")
+    has_step = is_ended and opposite is not None and f"({opposite})" in sample.response
+    return {"right": right, "score": right or likeness(found, sample.label) / 2 + has_step / 4}
 
 
 def problems(seed: int) -> Iterator[tuple[tuple[int, int], str, str]]:
@@ -99,7 +102,9 @@ def write_data(folder: Path, *, seed: int, num_train: int, num_held_out: int) ->
     files: dict[str, dict[str, None]] = {"train": {}, "dev": {}, "held_out": {}}
     sizes = {"train": num_train, "dev": num_held_out, "held_out": num_held_out}
     for numbers, problem, answer in problems(seed):
-        row = {"prompt": conversation(problem), "label": answer}
+        row: dict[str, Any] = {"prompt": conversation(problem), "label": answer}
+        if int(answer) < 0:
+            row["metadata"] = {"opposite": "{1} - {0}".format(*numbers)}
         name = file_of(numbers)
         if name == "train" and not is_trained(numbers, problem.split()[1]):
             continue

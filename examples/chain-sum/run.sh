@@ -38,12 +38,12 @@ ARGS=(
    --prompt-data "${data}/train.jsonl" --input-key prompt --label-key label --apply-chat-template --rollout-shuffle
    --custom-rm-path chain_sum.reward --reward-key score --eval-reward-key right
    --num-rollout 300 --rollout-batch-size 256 --n-samples-per-prompt 8 --global-batch-size 512
-   --rollout-max-response-len 16 --rollout-temperature 1
+   --rollout-max-response-len 24 --rollout-temperature 1
    --eval-interval 20 --eval-prompt-data held_out "${data}/held_out.jsonl" dev "${data}/dev.jsonl"
-   --n-samples-per-eval-prompt 1 --eval-temperature 0 --eval-max-response-len 16
+   --n-samples-per-eval-prompt 1 --eval-temperature 0 --eval-max-response-len 24
    --advantage-estimator grpo --eps-clip 0.2 --eps-clip-high 0.28 --entropy-coef 0
    --use-kl-loss --kl-loss-coef 0.1 --kl-loss-type k2 --ref-load "${model}"
-   --optimizer adam --adam-beta1 0.9 --adam-beta2 0.98 --lr 2e-5 --lr-decay-style constant --lr-warmup-iters 10 --weight-decay 0
+   --optimizer adam --adam-beta1 0.9 --adam-beta2 0.98 --lr 3e-5 --lr-decay-style constant --lr-warmup-iters 10 --weight-decay 0
    --attention-dropout 0 --hidden-dropout 0 --use-dynamic-batch-size --max-tokens-per-gpu 32768
 )
 

@@ -49,6 +49,28 @@ async def test_the_last_number_is_the_answer(
     assert found == {"right": right, "score": pytest.approx(score)}
 
 
+@pytest.mark.parametrize(
+    ("response", "right", "score"),
+    [
+        ("5 - 22 = -(22 - 5) = -17", 1.0, 1.0),
+        ("5 - 22 = -17", 1.0, 1.0),
+        ("5 - 22 = -(22 - 5) = -18", 0.0, 1 / 3 + 1 / 4),
+        ("5 - 22 = -(22 - 5) = 170", 0.0, 1 / 4),
+        ("5 - 22 = -(5 - 22) = -18", 0.0, 1 / 3),
+        ("5 - 22 = -(22 - 5", 0.0, 0.0),
+    ],
+)
+async def test_a_wrong_answer_with_the_right_step_earns_a_quarter(
+    chain_sum: ModuleType, response: str, right: float, score: float
+) -> None:
+    metadata = {"opposite": "22 - 5"}
+    sample = Sample(
+        response=response, label="-17", metadata=metadata, status=Sample.Status.COMPLETED
+    )
+    found = await chain_sum.reward(None, sample)
+    assert found == {"right": right, "score": pytest.approx(score)}
+
+
 async def test_an_answer_without_an_end_earns_nothing(chain_sum: ModuleType) -> None:
     sample = Sample(response="-7", label="-7", status=Sample.Status.TRUNCATED)
     assert await chain_sum.reward(None, sample) == {"right": 0.0, "score": 0.0}
@@ -74,7 +96,8 @@ def test_the_examples_of_the_prompt_are_none_of_those_held_out(chain_sum: Module
     shown = [(problem.split(), result) for problem, result in chain_sum.EXAMPLES.items()]
     assert len(shown) == 2
     for (first, sign, second), result in shown:
-        assert int(first) + (int(second) if sign == "+" else -int(second)) == result
+        total = int(first) + (int(second) if sign == "+" else -int(second))
+        assert chain_sum.last_number(result) == str(total)
         assert chain_sum.file_of((int(first), int(second))) == "train"
 
 
@@ -82,5 +105,5 @@ def test_the_examples_are_a_conversation_before_the_problem(chain_sum: ModuleTyp
     turns = chain_sum.conversation("15 - 43")
     assert [turn["role"] for turn in turns] == ["system", *["user", "assistant"] * 2, "user"]
     assert turns[3]["content"] == "27 - 62 ="
-    assert turns[4]["content"] == "27 - 62 = -35"
+    assert turns[4]["content"] == "27 - 62 = -(62 - 27) = -35"
     assert turns[-1]["content"] == "15 - 43 ="
