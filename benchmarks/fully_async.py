@@ -4,10 +4,11 @@
     python benchmarks/fully_async.py --task lengths --model qwen3-0.6b --device cuda --gpus 2 --out runs/fully_async
 
 Modes: `sync` (train.py), `colocated` (train.py --colocate: both sides take turns on all GPUs), `resident` (the same
-without offload), `one-step-off` (train_async.py), `fully-async-N` (--fully-async with --max-weight-staleness N). For
-each seed all modes run one after the other, in an order that rotates; what OUT has is not run again.
+without offload), `one-step-off` (train_async.py), `fully-async-N` (--fully-async with --max-weight-staleness N, half of
+the GPUs for each side), `at-once-N` (the same with both sides on all GPUs, without offload). For each seed all modes
+run one after the other, in an order that rotates; what OUT has is not run again.
 
-Tasks, both with heavy-tailed lengths (log-normal, median a quarter of --longest):
+Tasks, both with heavy-tailed lengths (log-normal: --median of --longest, --sigma):
   quickstart  the middle letter from the quickstart's supervised start (made once, or --start FOLDER, a folder of
               the quickstart with data/ and sft/hf). After its answer each sample writes on for its length, which
               is thrown away: engines have the work of long answers, and reward and loss are the task's
@@ -53,9 +54,12 @@ MODES = (
     "fully-async-1",
     "fully-async-2",
     "fully-async-4",
+    "at-once-2",
+    "at-once-4",
 )
+SHARED = ("--colocate", "--no-offload-train", "--no-offload-rollout")
 LAST_REWARDS = 10
-BALLAST = "FULLY_ASYNC_LONGEST"
+BALLAST = "FULLY_ASYNC_LENGTHS"
 
 
 # --- the quickstart's answers, with the lengths of long ones ---
@@ -76,9 +80,13 @@ async def answer(
 
 
 def _length(seed: int, index: int) -> int:
-    longest = int(os.environ[BALLAST])
+    longest, median, sigma = json.loads(os.environ[BALLAST])
     noise = np.random.default_rng((seed, index)).standard_normal()
-    return int(np.clip(longest / 4 * np.exp(0.7 * noise), 4, longest))
+    return int(np.clip(longest * median * np.exp(sigma * noise), 4, longest))
+
+
+def _ballast(options: argparse.Namespace) -> str:
+    return json.dumps([options.longest, options.median, options.sigma])
 
 
 # --- command lines ---
@@ -91,18 +99,17 @@ def mode_flags(mode: str) -> tuple[str, list[str]]:
     if mode == "colocated":
         return "train.py", ["--colocate"]
     if mode == "resident":
-        return "train.py", ["--colocate", "--no-offload-train", "--no-offload-rollout"]
+        return "train.py", [*SHARED]
     if mode == "one-step-off":
         return "train_async.py", ["--use-tis"]
-    staleness = mode.removeprefix("fully-async-")
-    return "train_async.py", [
-        *("--fully-async", "--max-weight-staleness", staleness, "--use-tis"),
-    ]
+    kind, _, staleness = mode.rpartition("-")
+    flags = ["--fully-async", "--max-weight-staleness", staleness, "--use-tis"]
+    return "train_async.py", [*flags, *(SHARED if kind == "at-once" else ())]
 
 
 def common_flags(options: argparse.Namespace, mode: str, seed: int, run_dir: Path) -> list[str]:
     train, rollout = options.gpus // 2, options.gpus - options.gpus // 2
-    if mode in ("colocated", "resident"):
+    if mode in ("colocated", "resident") or mode.startswith("at-once-"):
         train = rollout = options.gpus
     return (
         f"--device {options.device} --run-dir {run_dir} --actor-num-nodes 1 "
@@ -142,7 +149,8 @@ def lengths_flags(options: argparse.Namespace, out: Path, seed: int) -> list[str
     prompts = folder / f"prompts-{seed}.jsonl"
     write_prompts(
         prompts, folder / "model", per_prompt=options.samples, tokens=options.prompt_tokens,
-        lengths=response_lengths(count, options.longest, seed), seed=seed,
+        lengths=response_lengths(count, options.longest, seed, median=options.median, sigma=options.sigma),
+        seed=seed,
     )  # fmt: skip
     flags = (
         f"--hf-checkpoint {folder / 'model'} --prompt-data {prompts} --input-key prompt "
@@ -170,7 +178,7 @@ def run(options: argparse.Namespace, mode: str, seed: int, out: Path) -> dict[st
     if options.device == "cuda":
         paths += filter(None, [os.environ.get("PYTHONPATH")])
     env = os.environ if options.device == "cuda" else environment(1)
-    env = {**env, "PYTHONPATH": os.pathsep.join(paths), BALLAST: str(options.longest)}
+    env = {**env, "PYTHONPATH": os.pathsep.join(paths), BALLAST: _ballast(options)}
     env.pop("RAY_ADDRESS", None)
     load, start = os.getloadavg()[0], time.monotonic()
     log = out / f"{run_dir.name}.log"
@@ -199,7 +207,7 @@ def measure(options: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
     tokens = sum(sum(made[i][0]["samples"]["length"]) for i in numbers)
     if options.task == "quickstart":  # and what was thrown away
         seed = int(run_dir.name.split("-")[-2])
-        os.environ[BALLAST] = str(options.longest)
+        os.environ[BALLAST] = _ballast(options)
         tokens += sum(_length(seed, n) for i in numbers for n in made[i][0]["samples"]["index"])
     seconds = sum(row["perf/step_time"] for row in rounds)
     ages = Counter(i + 1 - version for i in numbers for version in made[i][0]["samples"]["version"])
@@ -297,6 +305,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8, help="per prompt")
     parser.add_argument("--prompt-tokens", type=int, default=64, help="--task lengths")
     parser.add_argument("--longest", type=int, default=216, help="tokens of the longest answer")
+    parser.add_argument("--median", type=float, default=0.25, help="length, of the longest")
+    parser.add_argument("--sigma", type=float, default=0.7, help="of the lengths' logarithm")
     parser.add_argument("--places", type=int, default=64, help="requests at an engine at once")
     parser.add_argument("--max-tokens", type=int, default=8192, help="of a micro-batch and rank")
     parser.add_argument("--rounds", type=int, default=40)

@@ -85,8 +85,8 @@ stage() {
         --words "--expert-model-parallel-size $cards" ;;
     sync_fp8) timeout "$limit" "$python" benchmarks/fp8_sync.py ;;
     fully_async)
-      always --model qwen3-0.6b --modes resident fully-async-2 one-step-off sync --prompts 32 --longest 2048 --places 256 \
-        --max-tokens 32768 --rounds 12 --warmup 3 --tail 2 --seeds 0 --words "$sglang --sglang-mem-fraction-static 0.6" ;;
+      always --model qwen3-1.7b --modes resident at-once-2 at-once-4 fully-async-2 --prompts 32 --longest 4096 --median 0.125 --sigma 1 \
+        --places 128 --max-tokens 32768 --rounds 10 --warmup 3 --tail 2 --seeds 0 --words "$sglang --sglang-mem-fraction-static 0.5" ;;
     step) rounds colocated 0.7 ;;
     step_resident) work=$work/resident rounds colocated 0.35 "--no-offload-train --no-offload-rollout" ;;
     step_disaggregated) rounds disaggregated 0.85 ;;

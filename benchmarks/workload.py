@@ -130,10 +130,13 @@ def _shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
 # --- prompts, and how long their answers are ---
 
 
-def response_lengths(count: int, longest: int, seed: int) -> list[int]:
-    """Log-normal with a median of a quarter of the longest, none longer than that; tokens."""
+def response_lengths(
+    count: int, longest: int, seed: int, *, median: float = 0.25, sigma: float = 0.7
+) -> list[int]:
+    """Log-normal, with its median as a share of the longest, none longer than that; tokens."""
     noise = np.random.default_rng(seed).standard_normal(count)
-    return np.clip(longest / 4 * np.exp(0.7 * noise), _SHORTEST, longest).astype(int).tolist()
+    lengths = longest * median * np.exp(sigma * noise)
+    return np.clip(lengths, _SHORTEST, longest).astype(int).tolist()
 
 
 def write_prompts(

@@ -23,11 +23,6 @@ def fully_async(config: Config) -> Iterator[str]:
         )
     if config.debug_train_only:
         yield "--fully-async: nothing is generated with --debug-train-only; leave it out"
-    if config.colocate:
-        yield (
-            "--fully-async: with --colocate nothing is generated while the model trains; give both sides "
-            "devices of their own"
-        )
     if config.mask_offpolicy_in_partial_rollout:
         yield (
             "--mask-offpolicy-in-partial-rollout: with --fully-async a round does not end an answer, so nothing "

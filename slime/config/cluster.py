@@ -33,7 +33,10 @@ class ClusterConfig:
     num_gpus_per_node: int = flag(
         8, "Device slots of a node, for placing engines; set it below 8.", at_least=1
     )
-    colocate: bool = flag(False, "Trainer and engines share device slots and take turns.")
+    colocate: bool = flag(
+        False,
+        "Trainer and engines share device slots and take turns; or work at once where neither is offloaded.",
+    )
     offload: bool = flag(False, "Both --offload-train and --offload-rollout.")
     offload_train: bool | None = flag(
         None,

@@ -61,11 +61,6 @@ def external_urls(config: Config) -> tuple[str, ...]:
 def pausing(config: Config) -> Iterator[str]:
     """What is wrong with how weights reach engines that are at work."""
     mode = config.update_weight_pause_mode
-    if config.update_weights_in_flight and config.colocate and not config.fully_async:
-        yield (
-            "--update-weights-in-flight: with --colocate nothing is generated while weights change; "
-            "leave it out, or give both sides devices of their own and run train_async.py"
-        )
     is_sglang = config.rollout_engine == "sglang" or (
         config.rollout_engine == "auto" and config.device == "cuda"
     )
@@ -73,8 +68,8 @@ def pausing(config: Config) -> Iterator[str]:
         return
     if config.colocate:
         yield (
-            f"--update-weight-pause-mode {mode}: with --colocate nothing is generated while weights "
-            "change; leave it out"
+            f"--update-weight-pause-mode {mode}: SGLang on the trainer's devices takes weights with abort "
+            "only, which is exact; leave it out"
         )
     elif not config.sglang_argv.get("disable_radix_cache"):
         yield (

@@ -60,12 +60,23 @@ def check_overlapping(config: Config) -> None:
     """Nothing, when the next round may be generated while the model trains, as train_async.py does.
 
     Raises:
-        ConfigError: trainer and engines share devices.
+        ConfigError: one side leaves the devices' memory to the other.
     """
-    if config.colocate:
+    leaves = [
+        name
+        for name, is_on in (("train", config.offload_train), ("rollout", config.offload_rollout))
+        if is_on
+    ]
+    if leaves and config.colocate:
         raise ConfigError(
-            "--colocate: train_async.py generates while it trains, so both sides need devices of "
-            "their own; leave it out or run train.py"
+            "--colocate: train_async.py generates while it trains, and here the sides take turns; add "
+            + " ".join(f"--no-offload-{name}" for name in leaves)
+            + " where both fit on the devices at once, give each devices of its own, or run train.py"
+        )
+    if "rollout" in leaves:
+        raise ConfigError(
+            "--offload-rollout: train_async.py generates while it trains, when engines would have no memory; leave "
+            "it out or run train.py"
         )
 
 
@@ -100,7 +111,7 @@ def _debug(config: Config) -> dict[str, Any]:
 
 
 def _placement(config: Config) -> dict[str, Any]:
-    """Who sits where: colocated engines get the trainer's slots and both sides take turns."""
+    """Who sits where: colocated engines get the trainer's slots, and by default both sides take turns."""
     shares = config.colocate or config.offload
     changes: dict[str, Any] = {
         "offload_train": shares if config.offload_train is None else config.offload_train,

@@ -28,12 +28,15 @@ FLAGS = (
 )
 
 
-def make_run(work: Work, name: str) -> TrainingRun:
+AT_ONCE = ("--colocate", "--no-offload-train", "--no-offload-rollout", "--num-rollout", "4")
+
+
+def make_run(work: Work, name: str, *more: str) -> TrainingRun:
     flags = FLAGS.format(
         work=work.path, folder=work.path / name, rounds=ROUNDS, groups=GROUPS, samples=SAMPLES,
         staleness=STALENESS,
     )  # fmt: skip
-    return TrainingRun(work.path / name, flags.split(), script="train_async.py")
+    return TrainingRun(work.path / name, [*flags.split(), *more], script="train_async.py")
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +96,16 @@ def test_rounds_overlap(run: TrainingRun) -> None:
             assert versions == sorted(versions)
             mixed += len(versions) > 1
     assert mixed, "no answer went on under new weights"
+
+
+def test_both_sides_work_at_once_on_the_same_slot(work: Work) -> None:
+    run = make_run(work, "fully_async_at_once", *AT_ONCE)
+    run.finish()
+    audit = run.audit()
+    assert audit.is_clean, audit.problems
+    assert len(rollouts(run)) == 4
+    rows = read_metrics(run.folder / "metrics.jsonl")
+    assert max(row.get("rollout/staleness/max", 0) for row in rows) >= 1
 
 
 def test_killed_and_started_again_the_books_stay_clean(work: Work) -> None:

@@ -35,7 +35,6 @@ def test_the_flag_and_the_documented_function_say_the_same(
             "--fully-async and --rollout-function-path slime.rollout.sft_rollout",
         ),
         ({"debug_train_only": ""}, "nothing is generated with --debug-train-only"),
-        ({"colocate": "", "rollout_num_gpus": None}, "--fully-async: with --colocate nothing is"),
         (
             {"partial_rollout": "", "mask_offpolicy_in_partial_rollout": ""},
             "--mask-offpolicy-in-partial-rollout: with --fully-async",

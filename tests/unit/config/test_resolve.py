@@ -160,10 +160,39 @@ def test_a_config_built_in_code_is_resolved_alike(tmp_path: Path) -> None:
     assert json.loads(made.to_json())["eps_clip_high"] == 0.2
 
 
-def test_overlapping_rounds_need_their_own_devices(tmp_path: Path) -> None:
-    check_overlapping(config(tmp_path))
-    with pytest.raises(ConfigError, match=r"--colocate: train_async\.py"):
-        check_overlapping(config(tmp_path, colocate=""))
+@pytest.mark.parametrize(
+    ("flags", "advice"),
+    [
+        (
+            {"colocate": ""},
+            "--colocate: train_async.py .* add --no-offload-train --no-offload-rollout",
+        ),
+        ({"colocate": "", "no_offload_train": ""}, "--colocate: .* add --no-offload-rollout where"),
+        ({"colocate": "", "no_offload_rollout": ""}, "--colocate: .* add --no-offload-train where"),
+        ({"colocate": "", "fully_async": ""}, "--colocate: train_async.py"),
+        ({"offload_rollout": ""}, "--offload-rollout: train_async.py .* would have no memory"),
+    ],
+)
+def test_no_side_leaves_its_memory_to_the_other_while_rounds_overlap(
+    tmp_path: Path, flags: dict[str, str | None], advice: str
+) -> None:
+    with pytest.raises(ConfigError, match=advice):
+        check_overlapping(config(tmp_path, **flags))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"offload_train": ""},
+        {"colocate": "", "no_offload_train": "", "no_offload_rollout": ""},
+        {"colocate": "", "no_offload_train": "", "no_offload_rollout": "", "fully_async": ""},
+    ],
+)
+def test_rounds_overlap_on_own_devices_or_where_both_sides_stay(
+    tmp_path: Path, flags: dict[str, str | None]
+) -> None:
+    check_overlapping(config(tmp_path, **flags))
 
 
 def test_rounds_that_alternate_with_training_have_nothing_in_flight(tmp_path: Path) -> None:

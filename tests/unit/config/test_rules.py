@@ -71,10 +71,6 @@ from slime.errors import ConfigError
         ({"agent_sampling": "mine"}, "--agent-sampling"),
         ({"eps_clip_c": "0.5"}, "--eps-clip-c must be above 1"),
         (
-            {"update_weights_in_flight": "", "colocate": ""},
-            "with --colocate nothing is generated while weights change",
-        ),
-        (
             {"rollout_engine": "sglang", "update_weight_pause_mode": "retract"},
             "add --sglang-disable-radix-cache",
         ),
@@ -89,7 +85,7 @@ from slime.errors import ConfigError
                 "sglang_disable_radix_cache": "",
                 "colocate": "",
             },
-            "--update-weight-pause-mode retract: with --colocate",
+            "--update-weight-pause-mode retract: SGLang on the trainer",
         ),
         ({"router_policy": "power_of_two"}, "least_load is its better half"),
         ({"use_tis": "", "tis_clip": "0.5", "tis_clip_low": "1"}, "is above --tis-clip"),
