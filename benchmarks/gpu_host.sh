@@ -83,6 +83,9 @@ stage() {
     sync_experts)
       sync qwen3-30b-a3b --gpus "$cards" --engine-gpus "$cards" --engine-memory 0.27 \
         --words "--expert-model-parallel-size $cards" ;;
+    sync_experts_apart)
+      sync qwen3-30b-a3b --gpus "$((cards / 2))" --engine-gpus "$((cards / 2))" --apart --engine-memory 0.6 \
+        --words "--expert-model-parallel-size $((cards / 2))" ;;
     sync_fp8) timeout "$limit" "$python" benchmarks/fp8_sync.py ;;
     fully_async)
       always --model qwen3-1.7b --modes resident at-once-2 at-once-4 fully-async-2 --prompts 32 --longest 4096 --median 0.125 --sigma 1 \
@@ -99,10 +102,10 @@ case $cards in
   1) all=(tests_kernels tests_trainer tests_suites tests_engines log_probs sleep steps_qwen3_4b steps_qwen3_4b_host rollout
     rollout_4b sync_qwen3_4b sync_fp8 step) ;;
   2) all=(tests_parallel tests_features tests_cuts tests_bf16 sleep steps_qwen3_4b steps_qwen3_4b_tp2 steps_glm4
-    steps_experts steps_experts_whole sync_qwen3_4b_apart sync_glm4 sync_experts step step_resident step_disaggregated step_async
-    fully_async) ;;
+    steps_experts steps_experts_whole sync_qwen3_4b_apart sync_glm4 sync_experts sync_experts_apart step step_resident
+    step_disaggregated step_async fully_async) ;;
   4) all=(tests_parallel tests_bf16 steps_qwen3_4b steps_qwen3_4b_tp2 steps_glm4 steps_experts steps_experts_whole
-    sync_glm4 sync_experts step step_resident step_disaggregated step_async fully_async) ;;
+    sync_glm4 sync_experts sync_experts_apart step step_resident step_disaggregated step_async fully_async) ;;
   *) echo "1, 2 or 4 cards, not $cards"; exit 2 ;;
 esac
 if "$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("transformer_engine") is None)'; then
