@@ -47,7 +47,7 @@ test: setup ## all tests that need no GPU
 	CUDA_VISIBLE_DEVICES= $(PYTHON_BIN) -m pytest -m "$(ON_CPU)" $(PYTEST_ARGS)
 
 .PHONY: test-runs
-test-runs: setup ## whole runs of examples, plugins, disks and engines of others, on a CPU
+test-runs: setup ## whole runs of examples, plugins, resumes, disks and engines of others, on a CPU
 	CUDA_VISIBLE_DEVICES= $(PYTHON_BIN) -m pytest -m runs $(PYTEST_ARGS) tests/integration
 
 .PHONY: test-sglang

@@ -10,6 +10,8 @@ from support.interrupted_runs import TrainingRun, assert_same_run, finish_throug
 from support.resume_flags import make_run
 from support.train_runs import Work
 
+pytestmark = pytest.mark.runs
+
 
 @pytest.fixture(scope="module")
 def undisturbed(work: Work) -> TrainingRun:
