@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 from race.sizes import QUICKSTART, QUICKSTART_SIZE, environment, make_start
 from shapes import model_config
-from workload import host, make_model, response_lengths, write_prompts
+from workload import host, make_model, response_length, response_lengths, write_prompts
 
 from slime.checkpoint.convert import megatron_flags_from_hf
 from slime.checkpoint.hf import read_hf_config
@@ -82,7 +82,7 @@ async def answer(
 def _length(seed: int, index: int) -> int:
     longest, median, sigma = json.loads(os.environ[BALLAST])
     noise = np.random.default_rng((seed, index)).standard_normal()
-    return int(np.clip(longest * median * np.exp(sigma * noise), 4, longest))
+    return response_length(noise, longest, median=median, sigma=sigma)
 
 
 def _ballast(options: argparse.Namespace) -> str:

@@ -135,8 +135,12 @@ def response_lengths(
 ) -> list[int]:
     """Log-normal, with its median as a share of the longest, none longer than that; tokens."""
     noise = np.random.default_rng(seed).standard_normal(count)
-    lengths = longest * median * np.exp(sigma * noise)
-    return np.clip(lengths, _SHORTEST, longest).astype(int).tolist()
+    return [response_length(value, longest, median=median, sigma=sigma) for value in noise]
+
+
+def response_length(noise: float, longest: int, *, median: float, sigma: float) -> int:
+    """That of one answer, from a standard normal value."""
+    return int(np.clip(longest * median * np.exp(sigma * noise), _SHORTEST, longest))
 
 
 def write_prompts(

@@ -15,7 +15,7 @@ Wait = Callable[[Any, str], Any]
 
 
 class Turns:
-    """Memory of shared devices handed from one side to the other; nothing happens on devices of their own.
+    """Memory of shared devices handed from one side to the other; nothing happens where neither leaves.
 
     On a CPU SGLang's part has no effect; the trainer sleeps there too, so that one path is tested.
 

@@ -21,6 +21,15 @@ def chain_sum() -> ModuleType:
     return module
 
 
+async def rewarded(
+    chain_sum: ModuleType, response: str, metadata: dict[str, str]
+) -> dict[str, float]:
+    """Of an ended answer to 5 - 22."""
+    status = Sample.Status.COMPLETED
+    sample = Sample(response=response, label="-17", metadata=metadata, status=status)
+    return await chain_sum.reward(None, sample)
+
+
 @pytest.mark.parametrize(
     ("response", "right", "score"),
     [
@@ -44,9 +53,10 @@ def chain_sum() -> ModuleType:
 async def test_the_last_number_is_the_answer(
     chain_sum: ModuleType, response: str, right: float, score: float
 ) -> None:
-    sample = Sample(response=response, label="-17", status=Sample.Status.COMPLETED)
-    found = await chain_sum.reward(None, sample)
-    assert found == {"right": right, "score": pytest.approx(score)}
+    assert await rewarded(chain_sum, response, {}) == {
+        "right": right,
+        "score": pytest.approx(score),
+    }
 
 
 @pytest.mark.parametrize(
@@ -63,11 +73,7 @@ async def test_the_last_number_is_the_answer(
 async def test_a_wrong_answer_with_the_right_step_earns_a_quarter(
     chain_sum: ModuleType, response: str, right: float, score: float
 ) -> None:
-    metadata = {"opposite": "22 - 5"}
-    sample = Sample(
-        response=response, label="-17", metadata=metadata, status=Sample.Status.COMPLETED
-    )
-    found = await chain_sum.reward(None, sample)
+    found = await rewarded(chain_sum, response, {"opposite": "22 - 5"})
     assert found == {"right": right, "score": pytest.approx(score)}
 
 
