@@ -47,8 +47,8 @@ test: setup ## all tests that need no GPU
 	CUDA_VISIBLE_DEVICES= $(PYTHON_BIN) -m pytest -m "$(ON_CPU)" $(PYTEST_ARGS)
 
 .PHONY: test-runs
-test-runs: setup ## whole runs of examples, plugins, resumes, disks and engines of others, on a CPU
-	CUDA_VISIBLE_DEVICES= $(PYTHON_BIN) -m pytest -m runs $(PYTEST_ARGS) tests/integration
+test-runs: setup ## whole runs of examples, plugins, resumes, disks and engines of others, deaths of engines, on a CPU
+	CUDA_VISIBLE_DEVICES= $(PYTHON_BIN) -m pytest -m runs $(PYTEST_ARGS) tests/contracts tests/integration
 
 .PHONY: test-sglang
 test-sglang: setup-sglang-cpu ## the engine protocol and train.py on the stock SGLang server, on a CPU

@@ -28,6 +28,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ MODES = (
 )
 SHARED = ("--colocate", "--no-offload-train", "--no-offload-rollout")
 LAST_REWARDS = 10
+PROMPT_ROOM = 40  # tokens of a prompt and its answer, beside those that are thrown away
 BALLAST = "FULLY_ASYNC_LENGTHS"
 
 
@@ -125,9 +127,20 @@ def common_flags(options: argparse.Namespace, mode: str, seed: int, run_dir: Pat
     ).split()
 
 
+def start_folder(options: argparse.Namespace, out: Path) -> Path:
+    """The quickstart's supervised start, with heads for the device and room for the longest answers."""
+    if options.start:
+        return Path(options.start).resolve()
+    kind, room = "gpu" if options.device == "cuda" else "cpu", options.longest + PROMPT_ROOM
+    data, model = QUICKSTART_SIZE.make_data
+    model = (*model, "--size", kind, "--positions", str(room))
+    name = f"{QUICKSTART_SIZE.name}-{kind}-{room}"
+    return make_start(replace(QUICKSTART_SIZE, name=name, make_data=(data, model)), out)
+
+
 def quickstart_flags(options: argparse.Namespace, out: Path) -> list[str]:
-    start = Path(options.start).resolve() if options.start else make_start(QUICKSTART_SIZE, out)
-    model, size = start / "sft" / "hf", QUICKSTART_SIZE
+    start, size = start_folder(options, out), QUICKSTART_SIZE
+    model = start / "sft" / "hf"
     flags = (
         f"--hf-checkpoint {model} --prompt-data {start}/data/train.jsonl --input-key prompt "
         "--label-key label --apply-chat-template --custom-rm-path middle_letter.reward "

@@ -41,9 +41,10 @@ sync() { # MODEL, more words of weight_sync.py
   timeout "$limit" "$python" benchmarks/weight_sync.py --model "$1" --bucket-mib 1024 --logs "$out/engines" "${@:2}"
 }
 always() { # fully_async.py
-  timeout "$limit" "$python" benchmarks/fully_async.py --task lengths --device cuda --gpus "$cards" --out "$work/always" "$@"
+  timeout "$limit" "$python" benchmarks/fully_async.py --device cuda --gpus "$cards" --out "$work/always" --prompts "$((8 * cards))" --places 64 \
+    --median 0.125 --sigma 1 --seeds 0 --warmup 3 --tail 2 "$@"
 }
-experts() { NCCL_MIN_P2P_NCHANNELS=32 NCCL_MAX_P2P_NCHANNELS=32 steps --model qwen3-30b-a3b "$@"; }
+experts() { NCCL_MIN_P2P_NCHANNELS=32 NCCL_MAX_P2P_NCHANNELS=32 steps --model qwen3-30b-a3b --limit-s 330 "$@"; }
 
 stage() {
   case $1 in
@@ -88,8 +89,11 @@ stage() {
         --words "--expert-model-parallel-size $((cards / 2))" ;;
     sync_fp8) timeout "$limit" "$python" benchmarks/fp8_sync.py ;;
     fully_async)
-      always --model qwen3-1.7b --modes resident at-once-2 at-once-4 fully-async-2 --prompts 32 --longest 4096 --median 0.125 --sigma 1 \
-        --places 128 --max-tokens 32768 --rounds 10 --warmup 3 --tail 2 --seeds 0 --words "$sglang --sglang-mem-fraction-static 0.5" ;;
+      always --task lengths --model qwen3-1.7b --modes resident at-once-4 at-once-2 fully-async-2 --longest 4096 --max-tokens 32768 \
+        --rounds 12 --words "$sglang --sglang-mem-fraction-static 0.5" ;;
+    fully_async_rewards)
+      always --task quickstart --modes resident at-once-4 at-once-2 --longest 2048 --rounds 40 \
+        ${START:+--start "$START"} --words "$sglang --sglang-mem-fraction-static 0.3" ;;
     step) rounds colocated 0.7 ;;
     step_resident) work=$work/resident rounds colocated 0.35 "--no-offload-train --no-offload-rollout" ;;
     step_disaggregated) rounds disaggregated 0.85 ;;
@@ -103,9 +107,9 @@ case $cards in
     rollout_4b sync_qwen3_4b sync_fp8 step) ;;
   2) all=(tests_parallel tests_features tests_cuts tests_bf16 sleep steps_qwen3_4b steps_qwen3_4b_tp2 steps_glm4
     steps_experts steps_experts_whole sync_qwen3_4b_apart sync_glm4 sync_experts sync_experts_apart step step_resident
-    step_disaggregated step_async fully_async) ;;
+    step_disaggregated step_async fully_async fully_async_rewards) ;;
   4) all=(tests_parallel tests_bf16 steps_qwen3_4b steps_qwen3_4b_tp2 steps_glm4 steps_experts steps_experts_whole
-    sync_glm4 sync_experts sync_experts_apart step step_resident step_disaggregated step_async fully_async) ;;
+    sync_glm4 sync_experts sync_experts_apart step step_resident step_disaggregated step_async fully_async fully_async_rewards) ;;
   *) echo "1, 2 or 4 cards, not $cards"; exit 2 ;;
 esac
 if "$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("transformer_engine") is None)'; then

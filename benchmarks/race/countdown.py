@@ -19,15 +19,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 MAX_RESPONSE_LEN = 256
 
 # The model: 4.5 million parameters over the quickstart's tokenizer.
-SHAPE = {
-    "HIDDEN": 256,
-    "LAYERS": 6,
-    "HEADS": 8,
-    "KV_HEADS": 2,
-    "HEAD_DIM": 32,
-    "INTERMEDIATE": 768,
-}
-MAX_POSITIONS = 512
+SHAPE = {"hidden": 256, "heads": 8, "head_dim": 32, "layers": 6, "kv_heads": 2, "positions": 512}
 
 
 def draw(rng: random.Random) -> tuple[str, int]:
@@ -77,17 +69,7 @@ def write_model(folder: Path, seed: int) -> None:
     """A random model with the quickstart's tokenizer."""
     import make_model  # of examples/quickstart, on PYTHONPATH
 
-    vars(make_model).update(SHAPE)
-    folder.mkdir(parents=True, exist_ok=True)
-    vocab_size = make_model.write_tokenizer(folder)
-    make_model.write_config(folder, vocab_size)
-    make_model.write_weights(folder, vocab_size, seed)
-    for name, key in (
-        ("config", "max_position_embeddings"),
-        ("tokenizer_config", "model_max_length"),
-    ):
-        path = folder / f"{name}.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {key: MAX_POSITIONS}, indent=2))
+    make_model.write_model(folder, seed, make_model.Size(**SHAPE))
 
 
 def _chat(letter: str, count: int, answer: str | None = None) -> list[dict[str, str]]:

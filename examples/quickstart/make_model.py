@@ -7,7 +7,7 @@ want heads of 64 numbers or more.
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,19 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-LAYERS, KV_HEADS = 2, 1
 INIT_STD = 0.02
 
 
 @dataclass(frozen=True)
 class Size:
-    """What depends on the device."""
+    """A shape; `positions` is the longest conversation in tokens."""
 
     hidden: int
     heads: int
     head_dim: int
+    layers: int = 2
+    kv_heads: int = 1
+    positions: int = 256
 
     @property
     def intermediate(self) -> int:
@@ -50,6 +52,7 @@ def write_tokenizer(
     words: Sequence[str] = (*SPECIAL, *ROLES),
     characters: str = CHARACTERS,
     chat_template: str = CHAT_TEMPLATE,
+    positions: int = 256,
 ) -> int:
     """tokenizer.json and tokenizer_config.json; the size of the vocabulary.
 
@@ -74,7 +77,7 @@ def write_tokenizer(
         "eos_token": "<|im_end|>",
         "chat_template": chat_template,
         "clean_up_tokenization_spaces": False,
-        "model_max_length": 256,
+        "model_max_length": positions,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
     return len(vocabulary)
@@ -88,14 +91,14 @@ def write_config(folder: Path, vocab_size: int, size: Size) -> None:
         "vocab_size": vocab_size,
         "hidden_size": size.hidden,
         "intermediate_size": size.intermediate,
-        "num_hidden_layers": LAYERS,
+        "num_hidden_layers": size.layers,
         "num_attention_heads": size.heads,
-        "num_key_value_heads": KV_HEADS,
+        "num_key_value_heads": size.kv_heads,
         "head_dim": size.head_dim,
         "hidden_act": "silu",
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
-        "max_position_embeddings": 256,
+        "max_position_embeddings": size.positions,
         "tie_word_embeddings": True,
         "attention_bias": False,
         "attention_dropout": 0.0,
@@ -125,12 +128,12 @@ def write_weights(folder: Path, vocab_size: int, size: Size, seed: int) -> None:
 def parameter_shapes(vocab_size: int, size: Size) -> dict[str, tuple[int, ...]]:
     """Name and shape of every parameter; the output layer is tied to the embedding."""
     hidden, wide = size.hidden, size.intermediate
-    query, key = size.heads * size.head_dim, KV_HEADS * size.head_dim
+    query, key = size.heads * size.head_dim, size.kv_heads * size.head_dim
     shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (vocab_size, hidden),
         "model.norm.weight": (hidden,),
     }
-    for i in range(LAYERS):
+    for i in range(size.layers):
         layer = {
             "input_layernorm.weight": (hidden,),
             "post_attention_layernorm.weight": (hidden,),
@@ -151,7 +154,7 @@ def parameter_shapes(vocab_size: int, size: Size) -> dict[str, tuple[int, ...]]:
 def write_model(folder: Path, seed: int, size: Size = SIZES["cpu"], **tokenizer: Any) -> None:
     """The whole folder; `tokenizer` as in `write_tokenizer`."""
     folder.mkdir(parents=True, exist_ok=True)
-    vocab_size = write_tokenizer(folder, **tokenizer)
+    vocab_size = write_tokenizer(folder, positions=size.positions, **tokenizer)
     write_config(folder, vocab_size, size)
     write_weights(folder, vocab_size, size, seed)
 
@@ -162,8 +165,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", choices=SIZES, default="cpu")
+    parser.add_argument("--positions", type=int, default=256, help="longest conversation in tokens")
     options = parser.parse_args()
-    write_model(options.folder, options.seed, SIZES[options.size])
+    size = replace(SIZES[options.size], positions=options.positions)
+    write_model(options.folder, options.seed, size)
 
 
 if __name__ == "__main__":

@@ -142,14 +142,14 @@ async def test_samples_of_a_group_go_to_the_engine_that_has_their_prompt(
     assert used == {"1", "2"}
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("options", BY_KEY, ids=name_of)
 async def test_when_an_engine_dies_its_conversations_move_and_stay(
-    options: dict[str, Any], model_path: Path, tmp_path: Path
+    engines: dict[str, ServerProcess], options: dict[str, Any], model_path: Path, tmp_path: Path
 ) -> None:
     with (
         running(engine_spec(model_path, tmp_path, "--weight-version", "1")) as one,
-        running(engine_spec(model_path, tmp_path, "--weight-version", "2")) as two,
-        routed({"1": one, "2": two}, options, tmp_path, model_path) as args,
+        routed({"1": one, "2": engines["2"]}, options, tmp_path, model_path) as args,
     ):
         samples = [conversation(i) for i in range(NUM_SESSIONS)]
         before = [await take_turn(args, sample) for sample in samples]

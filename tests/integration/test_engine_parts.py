@@ -23,6 +23,8 @@ from slime.orchestration.engine_fleet import EngineFleet
 from slime.orchestration.placement import make_placement
 from slime.orchestration.ray_cluster import connect
 
+pytestmark = pytest.mark.runs
+
 FAKE = Path(__file__).parents[1] / "support" / "fake_sglang_server"
 TIMEOUT_S = 240.0
 

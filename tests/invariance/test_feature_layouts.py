@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for model in MOE:
         torch.save(moved(folder / model).experts, folder / f"{model}.experts")
     names = [*cases.CRITICS, *cases.CUSTOM_LOSSES, *cases.REPLAYS]
-    run_ranks(folder, 2, names, cases.__file__)
+    run_ranks(folder, 2, names, cases.__name__)
     return folder
 
 

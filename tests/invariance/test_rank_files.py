@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The models and their checkpoints."""
     folder = tmp_path_factory.mktemp("rank_files")
     make_models(folder, {case.model for case in cases.CASES.values()})
-    run_ranks(folder, 1, [*cases.CASES, *cases.TORCH_DIST_CASES], cases.__file__)
+    run_ranks(folder, 1, [*cases.CASES, *cases.TORCH_DIST_CASES], cases.__name__)
     return folder
 
 

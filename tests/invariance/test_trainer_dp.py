@@ -1,7 +1,5 @@
 """Two data-parallel ranks on gloo against one process, and against transformers with AdamW."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +8,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from support import megatron_dp_worker as worker
-from support.device import skip_unless_possible, worker_environment
+from support.device import skip_unless_possible
 from support.megatron_runs import (
-    free_port,
     make_tiny_qwen3,
     policy_gradient_loss,
     rank_batch,
@@ -22,7 +19,7 @@ from support.megatron_runs import (
     trainer_config,
     weights_of,
 )
-from support.ranks import one_group_at_a_time
+from support.ranks import last_words, run_module
 
 pytestmark = pytest.mark.trainer
 
@@ -39,28 +36,8 @@ def folder(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the two ranks left; they run once for all tests here."""
     skip_unless_possible(WORLD_SIZE)
     folder = tmp_path_factory.mktemp("dp")
-    port = str(free_port())
-    with one_group_at_a_time():
-        ranks = [
-            subprocess.Popen(
-                [
-                    sys.executable,
-                    worker.__file__,
-                    str(rank),
-                    str(WORLD_SIZE),
-                    port,
-                    model,
-                    str(folder),
-                ],
-                env=worker_environment(),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for rank in range(WORLD_SIZE)
-        ]
-        outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0] * WORLD_SIZE, "\n".join(outputs)
+    ended = run_module(worker.__name__, WORLD_SIZE, [model, str(folder)], folder)
+    assert ended == [0] * WORLD_SIZE, last_words(folder)
     return folder
 
 

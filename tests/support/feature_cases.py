@@ -193,7 +193,3 @@ def main() -> None:
             torch.save(content, folder / f"{name}.pt")
         dist.barrier()
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

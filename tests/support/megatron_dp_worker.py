@@ -1,9 +1,10 @@
 """One of several data-parallel ranks: all cases of test_trainer_dp.py in one process.
 
-Called as `python megatron_dp_worker.py RANK WORLD_SIZE PORT MODEL FOLDER`; rank 0 leaves what it
-saw in FOLDER.
+Its words are RANK WORLD_SIZE PORT MODEL FOLDER (see ranks.py); rank 0 leaves what it saw in FOLDER.
 """
 
+import faulthandler
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,9 @@ def run_cases(rank: int, world_size: int, port: int, model: str, folder: Path) -
     dist.destroy_process_group()
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """All cases, by this rank."""
     torch.set_num_threads(1)
-    run_cases(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], Path(sys.argv[5]))
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    rank, world_size, port = map(int, sys.argv[1:4])
+    run_cases(rank, world_size, port, sys.argv[4], Path(sys.argv[5]))

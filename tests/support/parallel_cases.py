@@ -385,7 +385,3 @@ def main() -> None:
             torch.save(content, Path(folder) / f"{name}.pt")
         dist.barrier()
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -276,7 +276,3 @@ def main() -> None:
             (folder / f"{name}.error").write_text(traceback.format_exc())
             raise
         torch.save(content, folder / f"{name}.pt")
-
-
-if __name__ == "__main__":
-    main()
