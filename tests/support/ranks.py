@@ -107,10 +107,9 @@ def _run(argv: list[str], log: Path) -> None:
 
 
 def _end(ranks: list[BaseProcess]) -> None:
-    late = [rank for rank in ranks if rank.is_alive() and rank.pid is not None]
-    for rank in late:
-        assert rank.pid is not None
-        os.kill(rank.pid, signal.SIGUSR1)  # faulthandler writes its stacks, see `main` of the cases
+    late = [rank.pid for rank in ranks if rank.is_alive() and rank.pid]
+    for pid in late:
+        os.kill(pid, signal.SIGUSR1)  # faulthandler writes its stacks, see `main` of the cases
     if late:
         time.sleep(STACKS_S)
     for rank in ranks:
@@ -134,9 +133,8 @@ def result(folder: Path, name: str) -> dict[str, Any]:
     """What rank 0 left of a case."""
     errors = sorted(folder.glob("*.error"))
     path = folder / f"{name}.pt"
-    assert path.exists(), "\n".join(f"{p.name}:\n{p.read_text()}" for p in errors) or last_words(
-        folder
-    )
+    said = "\n".join(f"{p.name}:\n{p.read_text()}" for p in errors)
+    assert path.exists(), said or last_words(folder)
     return torch.load(path, weights_only=False)
 
 
