@@ -17,6 +17,7 @@ from slime.config.hf_check import check_against_hf
 from slime.config.layout import data_parallel_size, micro_batch_multiple
 from slime.config.parallel_rules import parallel_sizes
 from slime.config.problems import Problems
+from slime.config.schedule import schedule
 from slime.config.states import EMBEDDED_ENGINE_OPTIONS
 from slime.config.weight_rules import quantized_weights, weights_through_files
 from slime.plugins import BUILT_IN_PATHS, nearest
@@ -452,6 +453,7 @@ RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _device,
     _precision,
     _optimizer,
+    schedule,
     weights_through_files,
     _folders,
     _model,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import weights_midway
+from support import killing_reward, weights_midway
 from support.engine_server import SGLANG_CPU, SGLANG_STAND_INS, running, sglang_spec
 from support.train_runs import QUICKSTART, Run, Work, assert_side_adds_up, phases_of
 
@@ -138,6 +138,28 @@ def test_a_server_that_somebody_else_started_gets_weights_and_stays(
         assert log.count('POST /update_weights_from_tensor HTTP/1.1" 200') == 4
         # Nobody started it with slime's memory saver, and nobody asks for it.
         assert "/release_memory_occupation" not in log
+
+
+# --- a server that is killed ---
+
+# One engine, so that the round in which it dies waits for the next one, and every later answer is its own.
+KILLED = GRPO.replace("--colocate --actor-num-gpus-per-node 2", "--rollout-num-gpus 1").replace(
+    "--rm-type random", "--custom-rm-path support.killing_reward.reward"
+) + ("--use-fault-tolerance --rollout-health-check-interval 1 ")
+
+
+def test_a_server_killed_within_a_round_is_followed_by_one_with_the_trainers_weights(
+    train: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(killing_reward.VARIABLE, "1:engine:KILL")
+    paths = (SGLANG_STAND_INS, SGLANG_CPU, Path(__file__).parents[1])
+    run = train("killed_sglang", KILLED, paths=paths)
+    assert run.code == 0, run.output[-3000:]
+    assert sum(run.series("rollout/engine_restarts")) == 1
+    assert max(run.series("train/train_rollout_logprob_abs_diff")) < 1e-5
+    assert len(run.series("rollout/raw_reward")) == 3
+    found = audit(read_events(run.folder / "ledger.jsonl"))
+    assert found.is_clean, found.problems
 
 
 # --- weights in the middle of rounds ---

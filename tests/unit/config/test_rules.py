@@ -143,6 +143,9 @@ from slime.errors import ConfigError
             {"optimizer_cpu_offload": "", "optimizer_offload_fraction": "1.5"},
             "--optimizer-offload-fraction 1.5 is no share",
         ),
+        ({"lr_warmup_iters": "1000"}, "the warm-up takes 1000 of .* optimizer steps"),
+        ({"lr_warmup_fraction": "1"}, "lower --lr-warmup-iters"),
+        ({"lr_warmup_iters": "5", "lr_decay_iters": "5"}, "the warm-up takes 5 of 5"),
         ({"hf_checkpoint": None}, "--hf-checkpoint is missing"),
         ({"hf_checkpoint": "/nowhere"}, r"there is no config\.json"),
         ({"ref_load": "/nowhere"}, "--ref-load /nowhere: neither"),
@@ -171,6 +174,9 @@ def test_broken_rules_say_what_to_change(
         {"sglang_pp_size": "2", "rollout_num_gpus_per_engine": "2"},
         {"loss_type": "sft_loss", "debug_train_only": "", "rollout_num_gpus": None},
         {"num_rollout": "0"},
+        {"lr_warmup_iters": "5", "num_rollout": "0"},
+        {"lr_warmup_iters": "1000", "lr_decay_iters": "1001"},
+        {"lr_warmup_iters": "1000", "debug_rollout_only": "", "num_layers": None},
     ],
 )
 def test_good_combinations_pass(tmp_path: Path, flags: dict[str, str | None]) -> None:

@@ -17,6 +17,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from slime.backends.megatron.optimizer.host_optimizer import HostAdam, HostedOptimizer
 from slime.backends.megatron.process.stock import without_warnings
 from slime.config.config import Config
+from slime.config.schedule import num_warmup_steps, schedule
 from slime.errors import ConfigError
 
 
@@ -114,23 +115,18 @@ def build_scheduler(
         ConfigError: the flags contradict each other.
     """
     assert config.global_batch_size is not None
+    for problem in schedule(config):
+        raise ConfigError(problem)
     batch = config.global_batch_size
     decay_iters = args.lr_decay_iters or args.train_iters
-    warmup = args.lr_warmup_iters * batch
-    if args.lr_warmup_fraction is not None:
-        warmup = args.lr_warmup_fraction * decay_iters * batch
-    if warmup >= decay_iters * batch:
-        raise ConfigError(
-            f"Warm-up takes {warmup / batch:g} of {decay_iters} optimizer steps, so nothing is "
-            "left to decay; lower --lr-warmup-iters or give --lr-decay-iters."
-        )
+    warmup: Any = num_warmup_steps(config, decay_iters)  # Megatron takes fractions, and says int
     wsd = args.lr_wsd_decay_iters
     return OptimizerParamScheduler(
         optimizer,
         init_lr=args.lr_warmup_init,
         max_lr=args.lr,
         min_lr=args.min_lr,
-        lr_warmup_steps=warmup,
+        lr_warmup_steps=warmup * batch,
         lr_decay_steps=decay_iters * batch,
         lr_decay_style=args.lr_decay_style,
         start_wd=args.start_weight_decay,

@@ -15,6 +15,7 @@ from megatron.training.arguments import add_megatron_arguments, validate_args
 
 from slime.backends.megatron.process.stock import without_warnings
 from slime.config.config import Config
+from slime.config.schedule import num_train_steps
 from slime.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -124,15 +125,13 @@ def _set_required_values(args: argparse.Namespace, config: Config, device: torch
 
 def _train_iters(config: Config) -> int:
     """Optimizer steps of the whole run, which stretches the learning-rate schedule."""
-    rounds, prompts = config.num_rollout, config.rollout_batch_size
-    if rounds is None or prompts is None or config.global_batch_size is None:
+    if (steps := num_train_steps(config)) is None:
         raise ConfigError(
             "The trainer needs num_rollout, rollout_batch_size and global_batch_size; give "
             "--num-rollout (or --num-epoch), --rollout-batch-size and --global-batch-size (or "
             "--num-steps-per-rollout)."
         )
-    samples = rounds * prompts * config.n_samples_per_prompt
-    return max(samples // config.global_batch_size, 1)
+    return steps
 
 
 def refuse_unbuilt(config: Config) -> None:
