@@ -22,6 +22,8 @@ from slime.rollout.unfinished import load_unfinished
 
 pytestmark = pytest.mark.sglang
 
+# With the functions of users in tests/support.
+WITH_SUPPORT = (SGLANG_STAND_INS, SGLANG_CPU, Path(__file__).parents[1])
 GRPO = (
     "--rollout-engine sglang --colocate --actor-num-gpus-per-node 2 --hf-checkpoint {work}/model "
     "--prompt-data {work}/data/train.jsonl --input-key prompt --label-key label --apply-chat-template "
@@ -152,8 +154,7 @@ def test_a_server_killed_within_a_round_is_followed_by_one_with_the_trainers_wei
     train: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(killing_reward.VARIABLE, "1:engine:KILL")
-    paths = (SGLANG_STAND_INS, SGLANG_CPU, Path(__file__).parents[1])
-    run = train("killed_sglang", KILLED, paths=paths)
+    run = train("killed_sglang", KILLED, paths=WITH_SUPPORT)
     assert run.code == 0, run.output[-3000:]
     assert sum(run.series("rollout/engine_restarts")) == 1
     assert max(run.series("train/train_rollout_logprob_abs_diff")) < 1e-5
@@ -187,9 +188,8 @@ def assert_answers_went_on(run: Run) -> None:
 def test_answers_go_on_when_weights_come_in_the_middle_of_a_round(
     train: Callable[..., Run],
 ) -> None:
-    paths = (SGLANG_STAND_INS, SGLANG_CPU, Path(__file__).parents[1])
     flags = IN_FLIGHT + weights_midway.FLAGS
-    run = train("in_flight_sglang", flags, script="train_async.py", paths=paths)
+    run = train("in_flight_sglang", flags, script="train_async.py", paths=WITH_SUPPORT)
     assert run.code == 0, run.output[-3000:]
     assert_answers_went_on(run)
     for rollout_id in (1, 2):
@@ -214,9 +214,8 @@ def test_two_engines_write_on_the_slots_of_two_ranks_that_train_meanwhile(
     train: Callable[..., Run],
 ) -> None:
     """Weights come from the rank of each engine's slot, in the middle of answers."""
-    paths = (SGLANG_STAND_INS, SGLANG_CPU, Path(__file__).parents[1])
     flags = IN_FLIGHT + AT_ONCE + weights_midway.FLAGS
-    run = train("at_once_sglang", flags, script="train_async.py", paths=paths)
+    run = train("at_once_sglang", flags, script="train_async.py", paths=WITH_SUPPORT)
     assert run.code == 0, run.output[-3000:]
     assert_answers_went_on(run)
     assert len(run.series("perf/update_weights_verify_time")) == 3

@@ -115,6 +115,7 @@ def build_scheduler(
         ConfigError: the flags contradict each other.
     """
     assert config.global_batch_size is not None
+    # For a run by --num-epoch it could not be told before: its prompts had to be counted.
     for problem in schedule(config):
         raise ConfigError(problem)
     batch = config.global_batch_size
