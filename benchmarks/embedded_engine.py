@@ -27,8 +27,9 @@ from slime.engines.client import EngineClient, close_clients
 from slime.engines.embedded.model import ModelRunner
 from slime.engines.embedded.requests import Request
 from slime.engines.embedded.scheduler import Scheduler, SchedulerLimits
+from slime.engines.ports import hold_port
 from slime.engines.protocol import SamplingParams
-from slime.engines.servers import ServerProcess, ServerSpec, free_port
+from slime.engines.servers import ServerProcess, ServerSpec
 
 Json = dict[str, Any]
 PROMPT_TOKENS = 20
@@ -105,7 +106,7 @@ def engines(folder: Path, count: int) -> Iterator[list[str]]:
     servers: list[ServerProcess] = []
     try:
         for i in range(count):
-            port = free_port()
+            port = hold_port()
             command = (
                 sys.executable, "-m", "slime.engines.embedded.server", "--model-path", str(folder),
                 "--port", str(port), "--log-level", "warning",

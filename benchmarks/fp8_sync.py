@@ -31,8 +31,9 @@ from slime.checkpoint.folders import hf_to_fp8
 from slime.checkpoint.fp8_format import Fp8Format
 from slime.checkpoint.hf import HfFolder
 from slime.engines.control import EngineControl
+from slime.engines.ports import hold_port
 from slime.engines.protocol import PauseMode
-from slime.engines.servers import ServerProcess, ServerSpec, free_port
+from slime.engines.servers import ServerProcess, ServerSpec
 from slime.engines.sglang.invitation import RECEIVER
 from slime.weights.disk import DiskTransport, prove_tensors
 from slime.weights.local import LocalControl, LocalTransport, Ranks
@@ -68,7 +69,7 @@ def make_folder(folder: Path, *, has_experts: bool, seed: int) -> Path:
 @contextmanager
 def server(folder: Path, options: argparse.Namespace, name: str) -> Iterator[str]:
     """Address of a stock SGLang server while the block runs."""
-    port, on_cpu = free_port(), options.device == "cpu"
+    port, on_cpu = hold_port(), options.device == "cpu"
     command = [
         sys.executable, "-m", "sglang.launch_server", "--model-path", str(folder), "--host", "127.0.0.1",
         "--port", str(port), "--device", options.device, "--random-seed", "0", "--skip-tokenizer-init",

@@ -32,8 +32,9 @@ from workload import host, make_model, response_lengths, write_prompts
 
 from slime.cli.parse import load_config
 from slime.config.config import Config
+from slime.engines.ports import hold_port
 from slime.engines.router import Router
-from slime.engines.servers import ServerProcess, free_port
+from slime.engines.servers import ServerProcess
 from slime.observability.garbage import settle_memory
 from slime.observability.logging import setup_logging
 from slime.plugins import load_function
@@ -161,7 +162,7 @@ def servers(config: Config, folder: Path) -> Iterator[tuple[str, Router, float]]
     start = time.perf_counter()
     launch = lookup(ENGINES, config.rollout_engine)
     server = ServerProcess(
-        launch(config, index=0, host=HOST, port=free_port(), log_dir=folder / "logs")
+        launch(config, index=0, host=HOST, port=hold_port(), log_dir=folder / "logs")
     )
     router: Router | None = None
     try:

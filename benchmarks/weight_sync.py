@@ -26,7 +26,6 @@ import torch
 from shapes import model_config
 from train_step import (
     fill_with_noise,
-    free_port,
     run_all_ranks,
     start_trainer,
     trainer_parser,
@@ -61,6 +60,7 @@ def make_config(options: argparse.Namespace) -> Any:
 
 def run_engines_and_ranks(options: argparse.Namespace) -> int:
     """Start the engines, run the ranks beside them, end the engines."""
+    from slime.engines.ports import hold_port
     from slime.engines.servers import ServerProcess
     from slime.engines.sglang.launch import launch
 
@@ -72,7 +72,7 @@ def run_engines_and_ranks(options: argparse.Namespace) -> int:
     servers: list[ServerProcess] = []
     try:
         for i in range(options.engines):
-            port = free_port()
+            port = hold_port()
             spec = launch(config, index=i, host="127.0.0.1", port=port, log_dir=logs)
             cards = range(first + i * options.engine_gpus, first + (i + 1) * options.engine_gpus)
             if options.device == "cuda":

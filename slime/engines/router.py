@@ -15,12 +15,12 @@ from typing import Any
 import httpx
 
 from slime.config.api_key import API_KEY_VARIABLE, run_api_key
+from slime.engines.ports import hold_port
 from slime.engines.servers import (
     HEALTH_POLL_S,
     ServerProcess,
     ServerSpec,
     command_line,
-    free_port,
 )
 from slime.errors import EngineProtocolError, EngineUnavailable
 
@@ -95,11 +95,11 @@ class Router:
         Raises:
             EngineUnavailable: it did not come up.
         """
-        port = int(options.get("port") or free_port(host))
+        port = int(options.get("port") or hold_port(host))
         merged = {
             **DEFAULT_OPTIONS,
             "request_timeout_secs": int(request_timeout_s),
-            "prometheus_port": free_port(host),
+            "prometheus_port": hold_port(host),
             **options,
             "host": host,
             "port": port,

@@ -6,7 +6,6 @@ import logging
 import os
 import resource
 import signal
-import socket
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,6 @@ logger = logging.getLogger(__name__)
 HEALTH_POLL_S = 0.1
 STOP_GRACE_S = 5.0
 LOG_TAIL_CHARS = 2000
-_PORT_TRIES = 100
 OPEN_FILES = 65536
 
 _PR_SET_PDEATHSIG = 1
@@ -196,27 +194,3 @@ def allow_open_files() -> None:
 def _die_with_parent() -> None:
     """Ask Linux to end this process when its parent is gone: a killed actor must not leave a server behind."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-
-
-def free_port(host: str = "127.0.0.1", *, count: int = 1) -> int:
-    """The first of `count` ports of `host` in a row that nobody listens on at this moment.
-
-    Raises:
-        EngineUnavailable: there is no such row.
-    """
-    for _ in range(_PORT_TRIES):
-        with contextlib.ExitStack() as probes, contextlib.suppress(OSError, OverflowError):
-            first = _bound_port(probes, host, 0)
-            for port in range(first + 1, first + count):
-                _bound_port(probes, host, port)
-            return first
-    raise EngineUnavailable(
-        f"{host} has no {count} free ports in a row ({_PORT_TRIES} tries); does it lie on this node?"
-    )
-
-
-def _bound_port(probes: contextlib.ExitStack, host: str, port: int) -> int:
-    probe = probes.enter_context(socket.socket())
-    probe.bind((host, port))
-    bound: int = probe.getsockname()[1]
-    return bound

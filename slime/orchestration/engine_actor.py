@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from slime.config.config import Config
-from slime.engines.servers import NodePart, ServerProcess, free_port
+from slime.engines.ports import hold_port
+from slime.engines.servers import NodePart, ServerProcess
 from slime.errors import EngineUnavailable
 from slime.observability.doctor import register_process
 from slime.orchestration.ray_cluster import node_address
@@ -27,7 +28,6 @@ class EngineActor:
         self._count = count
         self._server: ServerProcess | None = None
         self._starts = threading.Lock()
-        self._used_ports: set[int] = set()
         self._is_stopping = False
 
     def meeting(self) -> str:
@@ -36,7 +36,7 @@ class EngineActor:
         from slime.engines.sglang.launch import MEETING_PORTS
 
         host = node_address()
-        return f"{host}:{free_port(host, count=MEETING_PORTS)}"
+        return f"{host}:{hold_port(host, count=MEETING_PORTS)}"
 
     def start(
         self,
@@ -68,7 +68,9 @@ class EngineActor:
         host = node_address()
         launch = lookup(ENGINES, kind)
         part = None if meeting is None else NodePart(self._rank, self._count, meeting)
-        port = self._fresh_port(host)
+        # A port this engine never had: the router goes on asking at an old address for a while, and would
+        # send requests to a new server there before it has the current weights.
+        port = hold_port(host)
         spec = launch(config, index=index, host=host, port=port, log_dir=log_dir, part=part)
         if devices is not None:
             spec = replace(spec, env={**spec.env, "CUDA_VISIBLE_DEVICES": devices})
@@ -93,14 +95,3 @@ class EngineActor:
             self._is_stopping = True
         if self._server is not None:
             self._server.stop()
-
-    def _fresh_port(self, host: str) -> int:
-        """A port this engine never had.
-
-        The router goes on asking at an old address for a while, and would send requests to a new
-        server there before it has the current weights.
-        """
-        while (port := free_port(host)) in self._used_ports:
-            pass
-        self._used_ports.add(port)
-        return port

@@ -27,9 +27,10 @@ from slime.engines import client as engine_client
 from slime.engines.client import EngineClient
 from slime.engines.control import EngineControl
 from slime.engines.embedded.launch import launch
+from slime.engines.ports import hold_port
 from slime.engines.rendezvous import listening_store
 from slime.engines.router import Router
-from slime.engines.servers import ServerProcess, free_port
+from slime.engines.servers import ServerProcess
 from slime.errors import CheckpointError, ConfigError, DataError, EngineProtocolError
 from slime.rollout.state import GenerateState
 from slime.weights.gloo import make_gloo_group
@@ -201,8 +202,8 @@ def test_secrets_show_neither_in_config_json_nor_in_argv(tmp_path: Path) -> None
 
 def test_the_stores_of_process_groups_listen_where_they_are_told() -> None:
     before = {connection.laddr for connection in psutil.Process().net_connections("inet")}
-    store = listening_store("127.0.0.1", free_port(), 1, TIMEOUT)
-    group = make_gloo_group("127.0.0.1", free_port(), 1, "alone", TIMEOUT)
+    store = listening_store("127.0.0.1", hold_port(), 1, TIMEOUT)
+    group = make_gloo_group("127.0.0.1", hold_port(), 1, "alone", TIMEOUT)
     found = [
         connection.laddr
         for connection in psutil.Process().net_connections("inet")

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from support.train_runs import MODEL_ARGS, QUICKSTART, ROOT, Work
 
-from slime.engines.servers import free_port
+from slime.engines.ports import hold_port
 from slime.observability.trackers import read_metrics
 
 pytestmark = pytest.mark.cluster
@@ -29,7 +29,7 @@ TIMEOUT_S = 480
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A head node of our own; environment that leads to it."""
     folder = tmp_path_factory.mktemp("ray")
-    port, dashboard, agent = free_port(), free_port(), free_port()
+    port, dashboard, agent = hold_port(), hold_port(), hold_port()
     env = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_TMPDIR": str(folder)}
     token = folder / "token"
     token.write_text(secrets.token_hex(32))

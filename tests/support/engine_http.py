@@ -10,7 +10,7 @@ import httpx
 import torch
 import torch.distributed as dist
 
-from slime.engines.servers import free_port
+from slime.engines.ports import hold_port
 
 CONTEXT = 4096
 TIMEOUT_S = 60.0
@@ -84,7 +84,7 @@ class GlooTrainer:
     """
 
     def __init__(self, name: str, prefixes: tuple[str, ...]) -> None:
-        self.name, self.prefixes, self.port = name, prefixes, free_port()
+        self.name, self.prefixes, self.port = name, prefixes, hold_port()
         self.group: Any = None
         self._thread = threading.Thread(target=self._connect)
         self._thread.start()

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from support.device import DEVICE
 
-from slime.engines.servers import ServerProcess, ServerSpec, free_port
+from slime.engines.ports import hold_port
+from slime.engines.servers import ServerProcess, ServerSpec
 
 # A server of SGLang starts in 25 to 60 s on two idle cores, two of them beside a trainer in 130.
 START_TIMEOUT_S = 480.0
@@ -21,7 +22,7 @@ SGLANG_STAND_INS = Path(__file__).parent / "sglang_cpu"
 
 def engine_spec(model_path: Path, log_dir: Path, *options: str) -> ServerSpec:
     """How to start an embedded engine on a free port."""
-    port = free_port()
+    port = hold_port()
     command = [
         sys.executable, "-m", "slime.engines.embedded.server", "--model-path", str(model_path),
         "--port", str(port), *options,
@@ -45,7 +46,7 @@ def sglang_spec(model_path: Path, log_dir: Path, *options: str) -> ServerSpec:
     """
     if DEVICE == "cpu" and not SGLANG_CPU.is_dir():
         raise FileNotFoundError(f"no {SGLANG_CPU}; run make setup-sglang-cpu")
-    port = free_port()
+    port = hold_port()
     command = [
         sys.executable, "-m", "sglang.launch_server", "--model-path", str(model_path),
         "--host", "127.0.0.1", "--port", str(port), "--device", DEVICE, "--skip-server-warmup",
@@ -72,10 +73,10 @@ def sglang_spec(model_path: Path, log_dir: Path, *options: str) -> ServerSpec:
 
 def router_spec(log_dir: Path, *options: str) -> ServerSpec:
     """How to start the real router on a free port."""
-    port = free_port()
+    port = hold_port()
     command = [
         sys.executable, "-m", "smg", "launch", "--host", "127.0.0.1", "--port", str(port),
-        "--prometheus-host", "127.0.0.1", "--prometheus-port", str(free_port()),
+        "--prometheus-host", "127.0.0.1", "--prometheus-port", str(hold_port()),
         "--policy", "round_robin", "--log-level", "warn",
         "--shutdown-grace-period-secs", "0", *options,
     ]  # fmt: skip

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from slime.config.config import Config
+from slime.engines.ports import hold_port
 from slime.engines.rendezvous import interface_of
 from slime.engines.servers import NodePart, ServerSpec, command_line
 from slime.engines.sglang.invitation import RECEIVER
@@ -77,7 +78,10 @@ def launch(
     env = {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0"}
     if on_cpu:
         env |= _cpu_environment(options["tp_size"])
-    if part is not None:
+    if part is None:
+        # Where its ranks meet; SGLang itself looks for a free port and listens there much later.
+        options["nccl_port"] = hold_port(host)
+    else:
         options |= {
             "nnodes": part.count,
             "node_rank": part.rank,

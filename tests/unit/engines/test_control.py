@@ -5,14 +5,14 @@ import pytest
 from aiohttp import web
 
 from slime.engines.control import EngineControl
-from slime.engines.servers import free_port
+from slime.engines.ports import hold_port
 from slime.errors import EngineProtocolError, EngineUnavailable
 
 
 @pytest.fixture
 def fake_engine():
     """A real HTTP server that answers what the path says."""
-    port = free_port()
+    port = hold_port()
     loop = asyncio.new_event_loop()
 
     async def ok(request: web.Request) -> web.Response:
@@ -68,7 +68,7 @@ def test_a_wrong_answer_names_engine_and_reason(control, fake_engine, path, mess
 
 
 def test_an_engine_that_is_gone_is_named():
-    url = f"http://127.0.0.1:{free_port()}"
+    url = f"http://127.0.0.1:{hold_port()}"
     control = EngineControl([url], timeout_s=5.0)
     with pytest.raises(EngineUnavailable, match=url):
         control.pause("retract")
@@ -76,7 +76,7 @@ def test_an_engine_that_is_gone_is_named():
 
 
 def test_an_aborting_pause_ends_requests_first_and_waits_for_them():
-    port, loop, calls = free_port(), asyncio.new_event_loop(), list[str]()
+    port, loop, calls = hold_port(), asyncio.new_event_loop(), list[str]()
     counts = iter([2, 1, 0])
 
     async def note(request: web.Request) -> web.Response:

@@ -12,7 +12,6 @@ from slime.engines.rendezvous import (
     listening_store,
     reserve_port,
 )
-from slime.engines.servers import free_port
 from slime.errors import EngineUnavailable
 
 
@@ -33,18 +32,6 @@ def test_engines_elsewhere_are_told_an_address_that_they_reach() -> None:
             pytest.skip("this machine has no network")
         own = probe.getsockname()[0]
     assert address_towards([*here, "http://192.0.2.1:3"]) == own
-
-
-def test_a_row_of_ports_is_free() -> None:
-    first = free_port(count=14)
-    for port in range(first, first + 14):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
-
-
-def test_an_address_of_another_machine_has_no_free_port() -> None:
-    with pytest.raises(EngineUnavailable, match=r"192\.0\.2\.1 has no 2 free ports in a row"):
-        free_port("192.0.2.1", count=2)
 
 
 def test_nobody_else_gets_a_reserved_port_until_a_store_listens_there() -> None:

@@ -8,12 +8,12 @@ import threading
 import psutil
 import pytest
 
+from slime.engines.ports import hold_port
 from slime.engines.servers import (
     OPEN_FILES,
     ServerProcess,
     ServerSpec,
     command_line,
-    free_port,
 )
 from slime.errors import EngineUnavailable
 
@@ -37,7 +37,7 @@ def test_a_server_that_dies_while_starting_is_named_with_the_end_of_its_log(tmp_
 
 
 def test_a_server_that_never_answers_meets_its_deadline(tmp_path):
-    server = ServerProcess(spec(tmp_path, "import time; time.sleep(60)", free_port()))
+    server = ServerProcess(spec(tmp_path, "import time; time.sleep(60)", hold_port()))
     with pytest.raises(EngineUnavailable, match="was not ready after 0 s"):
         server.wait_healthy(0.3)
     server.stop()
@@ -45,7 +45,7 @@ def test_a_server_that_never_answers_meets_its_deadline(tmp_path):
 
 
 def test_a_healthy_server_is_waited_for_and_stopped(tmp_path):
-    port = free_port()
+    port = hold_port()
     code = f"import http.server as h; h.HTTPServer(('127.0.0.1', {port}), h.SimpleHTTPRequestHandler).serve_forever()"
     server = ServerProcess(spec(tmp_path, code, port))
     server.wait_healthy(20.0)

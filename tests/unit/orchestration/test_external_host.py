@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from slime.engines.external import Wanted
-from slime.engines.servers import free_port
+from slime.engines.ports import hold_port
 from slime.errors import ConfigError, EngineUnavailable
 from slime.orchestration.external_host import ExternalHost
 
@@ -28,7 +28,7 @@ class FakeServer:
     """A server at a port of its own that can end and begin anew there."""
 
     def __init__(self) -> None:
-        self.port = free_port()
+        self.port = hold_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.model_type = "qwen3"
         self.version = "default"

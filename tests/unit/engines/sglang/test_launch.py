@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import socket
 import stat
 from pathlib import Path
 
@@ -57,6 +58,13 @@ def test_sizes_seed_and_address_follow_from_the_run(tmp_path: Path) -> None:
     assert (value(spec, "--host"), value(spec, "--port"), spec.url) == (
         "127.0.0.1", "4000", "http://127.0.0.1:4000",
     )  # fmt: skip
+
+
+def test_ranks_meet_at_a_port_kept_for_them(tmp_path: Path) -> None:
+    port = int(value(start(tmp_path), "--nccl-port"))
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", port))
+    assert "--nccl-port" not in start(tmp_path, NodePart(0, 2, "127.0.0.1:5000")).command
 
 
 @pytest.mark.parametrize(
