@@ -187,7 +187,12 @@ def run(options: argparse.Namespace, mode: str, seed: int, out: Path) -> dict[st
     )
     script, more = mode_flags(mode)
     words = [*own, *common_flags(options, mode, seed, run_dir), *more, *options.words.split()]
-    paths = [str(ROOT / "benchmarks"), str(QUICKSTART), str(ROOT)]
+    paths = [
+        *map(os.path.abspath, options.paths),
+        str(ROOT / "benchmarks"),
+        str(QUICKSTART),
+        str(ROOT),
+    ]
     if options.device == "cuda":
         paths += filter(None, [os.environ.get("PYTHONPATH")])
     env = os.environ if options.device == "cuda" else environment(1)
@@ -230,6 +235,9 @@ def measure(options: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
     return {
         "rounds": len(rounds),
         "round_s": round(seconds / len(rounds), 4),
+        "sync_s": round(_mean(rounds, "perf/update_weights_time") or 0.0, 4),
+        "pause_s": round(_mean(rounds, "perf/update_weights_pause_time") or 0.0, 4),
+        "hold_s": round(_mean(rounds, "perf/update_weights_hold_time") or 0.0, 4),
         "tokens_per_s": round(tokens / seconds, 1),
         "samples_in_flight": round(
             statistics.fmean(row["perf/engines/samples_in_flight"] for row in rounds), 1
@@ -326,6 +334,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=5, help="first rounds that do not count")
     parser.add_argument("--tail", type=int, default=5, help="last rounds that do not count")
     parser.add_argument("--limit-s", type=float, default=1200, help="of one run")
+    parser.add_argument("--paths", nargs="*", default=[], help="first on PYTHONPATH of every run")
     parser.add_argument("--words", default="", help="more flags for every run, at their end")
     parser.add_argument("--report", help="name of the table in benchmarks/results")
     options = parser.parse_args()

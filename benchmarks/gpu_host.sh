@@ -89,10 +89,10 @@ stage() {
         --words "--expert-model-parallel-size $((cards / 2))" ;;
     sync_fp8) timeout "$limit" "$python" benchmarks/fp8_sync.py ;;
     fully_async)
-      always --task lengths --model qwen3-1.7b --modes resident at-once-4 at-once-2 fully-async-2 --longest 4096 --max-tokens 32768 \
-        --rounds 12 --words "$sglang --sglang-mem-fraction-static 0.5" ;;
+      always --task lengths --model qwen3-1.7b --modes at-once-4 resident at-once-2 fully-async-2 --longest 4096 --max-tokens 16384 \
+        --rounds 12 --words "$sglang --sglang-mem-fraction-static 0.3" ;;
     fully_async_rewards)
-      always --task quickstart --modes resident at-once-4 at-once-2 --longest 2048 --rounds 40 \
+      always --task quickstart --modes at-once-4 resident at-once-2 --longest 2048 --rounds 40 \
         ${START:+--start "$START"} --words "$sglang --sglang-mem-fraction-static 0.3" ;;
     step) rounds colocated 0.7 ;;
     step_resident) work=$work/resident rounds colocated 0.35 "--no-offload-train --no-offload-rollout" ;;

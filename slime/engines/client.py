@@ -6,6 +6,7 @@ import logging
 import math
 from asyncio import AbstractEventLoop
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -15,6 +16,7 @@ import orjson
 
 from slime.config.api_key import run_api_key
 from slime.engines.dropped import dropped_answer, is_dropped
+from slime.engines.gate import gate
 from slime.engines.request_scope import current_scope
 from slime.errors import EngineError, EngineProtocolError, EngineUnavailable
 from slime.observability.waits import WARN_FRACTION, waiting
@@ -47,13 +49,19 @@ _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
 
 @dataclass(frozen=True, kw_only=True)
 class _Request:
-    """One call; `resend` allows another attempt after the connection broke on the way."""
+    """One call.
+
+    Attributes:
+        resend: allows another attempt after the connection broke on the way.
+        gated: it makes one of the run's engines generate.
+    """
 
     method: str
     url: str
     body: bytes | None
     headers: Mapping[str, str] | None
     resend: bool
+    gated: bool = False
 
     def __str__(self) -> str:
         return f"{self.method} {self.url}"
@@ -149,13 +157,15 @@ class EngineClient:
 
         Raises: as `generate`, without the check for `meta_info`.
         """
-        url, scope = self._url(path), None
-        if url.endswith("/generate") and _origin(url) in _trusted:  # not a judge's
-            scope = current_scope()
+        url = self._url(path)
+        gated = url.endswith("/generate") and _origin(url) in _trusted  # not a judge's
+        scope = current_scope() if gated else None
         if scope is not None and scope.seeds is not None:
             payload = scope.seeds.applied(payload)
         body = orjson.dumps({} if payload is None else payload, option=orjson.OPT_SERIALIZE_NUMPY)
-        request = _Request(method="POST", url=url, body=body, headers=headers, resend=resend)
+        request = _Request(
+            method="POST", url=url, body=body, headers=headers, resend=resend, gated=gated
+        )
         if scope is None:
             return await self._call(request, timeout_s, max_retries)
         with scope.usage.waiting():
@@ -219,7 +229,8 @@ class EngineClient:
                             await asyncio.sleep(min(backoff_s, MAX_BACKOFF_S))
                         attempt += 1
                         await _own_turn()
-                        reply = await self._try_once(request)
+                        async with gate.request() if request.gated else nullcontext():
+                            reply = await self._try_once(request)
                         if isinstance(reply, _Reply):
                             if len(reply.body) >= LARGE_BYTES:
                                 await _own_turn()

@@ -18,6 +18,7 @@ from slime.config.config import Config
 from slime.config.engine_rules import external_urls
 from slime.engines.control import EngineControl
 from slime.engines.external import Wanted
+from slime.engines.gate import gate
 from slime.engines.health import HealthWatch
 from slime.engines.protocol import MemoryTag, PauseMode
 from slime.engines.router import Router
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 STOP_TIMEOUT_S = 20.0
 # Each look costs a call of every engine's actor, which may share its cores with the engines.
 POLL_S = 1.0
+HOLD_S = 2.0
+END_AGAIN_S = 0.1
 
 
 class EngineFleet:
@@ -176,6 +179,25 @@ class EngineFleet:
     def take_metrics(self) -> dict[str, float]:
         """Restarts since the last call; nothing when there were none."""
         return self._watch.take_metrics() if self._watch is not None else {}
+
+    def hold_requests(self) -> None:
+        """Keep this process's requests back until `let_requests_go`, and end those that run, for new weights.
+
+        Those that have not ended after HOLD_S are left to the pause of the engines.
+        """
+        gate.close()
+        deadline = time.monotonic() + HOLD_S
+        control = EngineControl(tuple(self.urls), timeout_s=HOLD_S)
+        # Some that passed the gate have not reached their engine when the first call does.
+        while not gate.wait_none(0.0) and time.monotonic() < deadline:
+            # One that does not answer is the business of the sync that comes.
+            control.start_post_all("/abort_request", {"abort_all": True})
+            gate.wait_none(END_AGAIN_S)
+        control.close()
+
+    def let_requests_go(self) -> None:
+        """The engines have their weights."""
+        gate.open()
 
     def release_memory(self, *tags: MemoryTag) -> None:
         """Let the engines give up these parts of their memory, all without tags.

@@ -14,7 +14,7 @@ import ray
 from slime.config.config import Config
 from slime.data.chat import load_tokenizer
 from slime.data.sample import Sample
-from slime.engines.protocol import MemoryTag
+from slime.engines.protocol import MemoryTag, PauseMode
 from slime.errors import DataError
 from slime.observability.doctor import register_process
 from slime.observability.dumps import load_rollout, save_readable_samples, save_rollout
@@ -292,6 +292,19 @@ class RolloutManager:
         if self._fleet is not None:
             with phase(Phase.OFFLOAD):
                 self._fleet.resume_memory(*tags)
+
+    def hold_requests(self) -> None:
+        """Weights come while answers are written: end those that must end, and begin none meanwhile."""
+        # Brings torch along; the driver, which only names this actor's class, does without.
+        from slime.orchestration.ways import pause_mode
+
+        if self._fleet is not None and pause_mode(self._config) is PauseMode.ABORT:
+            self._fleet.hold_requests()
+
+    def let_requests_go(self) -> None:
+        """The weights are there."""
+        if self._fleet is not None:
+            self._fleet.let_requests_go()
 
     def forget_rounds(self, up_to: int) -> None:
         """Remove the recorded rounds up to `up_to`."""

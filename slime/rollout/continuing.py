@@ -2,7 +2,7 @@
 
 SGLang's running requests end when weights change (`PauseMode.ABORT`). Their tokens and log-probs
 stay, written by the old weights; the rest is written by the new ones. Nothing here asks why a
-request was cut, so it needs no word between trainer and rollout.
+request was cut.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ from typing import Any
 
 from slime.data.chat import Tokenizer
 from slime.data.sample import Sample
+from slime.engines.gate import gate
 from slime.rollout.seeds import continued_seed
 
 Status = Sample.Status
@@ -50,7 +51,12 @@ class Cuts:
 
 
 async def settle(num_empty: int = 0) -> None:
-    """Wait for the engines to come to rest, the longer the more cuts in a row brought nothing."""
+    """Wait for the engines to come to rest, the longer the more cuts in a row brought nothing.
+
+    Where requests were held back for the cut (`engines/gate.py`), only until they are let go.
+    """
+    if await gate.has_rested(FIRST_WAIT_S) and num_empty == 0:
+        return
     await asyncio.sleep(min(FIRST_WAIT_S * 2**num_empty, MAX_WAIT_S))
 
 
