@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from support.agent_world import ADD, END, TEMPLATE, checked, trained_text
+from support.agents import MAX_TURNS
 from support.engine_server import sglang_spec
 from support.live_rollout import LiveRollout, live_rollout, write_prompts
 from support.scripted_model import VOCAB_SIZE, save_random_model, save_scripted_model
@@ -89,7 +90,11 @@ def _check_calculator(running: LiveRollout, prompts: Path, agent: str) -> None:
         turns = text.count("<|im_start|>assistant")
         several += turns > 2
         assert sample.metadata["round_number"] == turns
-        assert text.count("<|im_start|>tool\n5<|im_end|>") == text.count(ADD)
+        # The agent gives up after so many turns, and leaves the calls of its last one unanswered.
+        before_last, _, last = text.rpartition("<|im_start|>assistant")
+        answered = before_last.count(ADD)
+        assert turns == MAX_TURNS or ADD not in last
+        assert text.count("<|im_start|>tool\n5<|im_end|>") == answered
         assert set(trained_text(sample, tokenizer).replace(END, "\n").replace(ADD, "").split()) <= {
             "5!",
             BAD,
@@ -98,7 +103,7 @@ def _check_calculator(running: LiveRollout, prompts: Path, agent: str) -> None:
         assert sample.tokens.count(call) == text.count(ADD)  # never tokenised again
         assert sample.usage is not None
         assert sample.usage["requests"] == turns
-        assert sample.usage["tool_calls"] == text.count(ADD)
+        assert sample.usage["tool_calls"] == answered
     assert several
     assert result.metrics["rollout/usage/requests/mean"] > 1
 

@@ -11,6 +11,8 @@ from support.agent_world import PARAMETERS, TOOL
 from slime.agent import Session
 from slime.data.sample import Sample
 
+MAX_TURNS = 5
+
 
 def client_of(session: Session, **more: Any) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(base_url=session.openai_base_url, api_key=session.api_key, **more)
@@ -76,7 +78,7 @@ async def calculator(session: Session, sample: Sample) -> None:
     """Adds as long as the model wants it to, streaming, on chat completions."""
     async with client_of(session) as client:
         said: list[Any] = [user(f"What is {sample.index}?")]
-        for _ in range(5):
+        for _ in range(MAX_TURNS):
             async with client.chat.completions.stream(
                 model="any", messages=said, tools=[TOOL]
             ) as stream:
@@ -97,7 +99,7 @@ async def claude_calculator(session: Session, sample: Sample) -> None:
     ) as client:
         said: list[Any] = [user(f"What is {sample.index}?")]
         tools: Any = [{"name": "add", "description": "Adds.", "input_schema": PARAMETERS}]
-        for _ in range(5):
+        for _ in range(MAX_TURNS):
             answer = await client.messages.create(
                 model="any", max_tokens=60, messages=said, tools=tools
             )
