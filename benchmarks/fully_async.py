@@ -5,8 +5,9 @@
 
 Modes: `sync` (train.py), `colocated` (train.py --colocate: both sides take turns on all GPUs), `resident` (the same
 without offload), `one-step-off` (train_async.py), `fully-async-N` (--fully-async with --max-weight-staleness N, half of
-the GPUs for each side), `at-once-N` (the same with both sides on all GPUs, without offload). For each seed all modes
-run one after the other, in an order that rotates; what OUT has is not run again.
+the GPUs for each side), `at-once-N` (the same with both sides on all GPUs, without offload), `in-place-N` (that, and
+running requests keep what they have read under older weights). For each seed all modes run one after the other, in an
+order that rotates; what OUT has is not run again.
 
 Tasks, both with heavy-tailed lengths (log-normal: --median of --longest, --sigma):
   quickstart  the middle letter from the quickstart's supervised start (made once, or --start FOLDER, a folder of
@@ -57,8 +58,10 @@ MODES = (
     "fully-async-4",
     "at-once-2",
     "at-once-4",
+    "in-place-4",
 )
 SHARED = ("--colocate", "--no-offload-train", "--no-offload-rollout")
+IN_PLACE = ("--update-weight-pause-mode", "in_place", "--sglang-disable-radix-cache")
 LAST_REWARDS = 10
 PROMPT_ROOM = 40  # tokens of a prompt and its answer, beside those that are thrown away
 BALLAST = "FULLY_ASYNC_LENGTHS"
@@ -106,12 +109,14 @@ def mode_flags(mode: str) -> tuple[str, list[str]]:
         return "train_async.py", ["--use-tis"]
     kind, _, staleness = mode.rpartition("-")
     flags = ["--fully-async", "--max-weight-staleness", staleness, "--use-tis"]
-    return "train_async.py", [*flags, *(SHARED if kind == "at-once" else ())]
+    if kind != "fully-async":
+        flags += SHARED
+    return "train_async.py", [*flags, *(IN_PLACE if kind == "in-place" else ())]
 
 
 def common_flags(options: argparse.Namespace, mode: str, seed: int, run_dir: Path) -> list[str]:
     train, rollout = options.gpus // 2, options.gpus - options.gpus // 2
-    if mode in ("colocated", "resident") or mode.startswith("at-once-"):
+    if mode in ("colocated", "resident") or mode.startswith(("at-once-", "in-place-")):
         train = rollout = options.gpus
     return (
         f"--device {options.device} --run-dir {run_dir} --actor-num-nodes 1 "

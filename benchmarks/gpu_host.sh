@@ -42,7 +42,7 @@ sync() { # MODEL, more words of weight_sync.py
 }
 always() { # fully_async.py
   timeout "$limit" "$python" benchmarks/fully_async.py --device cuda --gpus "$cards" --out "$work/always" --prompts "$((8 * cards))" --places 64 \
-    --median 0.125 --sigma 1 --seeds 0 --warmup 3 --tail 2 "$@"
+    --median 0.125 --sigma 1 --seeds 0 --warmup 3 --tail 5 "$@"
 }
 experts() { NCCL_MIN_P2P_NCHANNELS=32 NCCL_MAX_P2P_NCHANNELS=32 steps --model qwen3-30b-a3b --limit-s 330 "$@"; }
 
@@ -89,10 +89,10 @@ stage() {
         --words "--expert-model-parallel-size $((cards / 2))" ;;
     sync_fp8) timeout "$limit" "$python" benchmarks/fp8_sync.py ;;
     fully_async)
-      always --task lengths --model qwen3-1.7b --modes at-once-4 resident at-once-2 fully-async-2 --longest 4096 --max-tokens 16384 \
-        --rounds 12 --words "$sglang --sglang-mem-fraction-static 0.3" ;;
+      always --task lengths --model qwen3-1.7b --modes in-place-4 resident at-once-4 fully-async-2 --longest 4096 --max-tokens 16384 \
+        --rounds 16 --words "$sglang --sglang-mem-fraction-static 0.3" ;;
     fully_async_rewards)
-      always --task quickstart --modes at-once-4 resident at-once-2 --longest 2048 --rounds 40 \
+      always --task quickstart --modes in-place-4 resident at-once-4 --longest 2048 --rounds 40 \
         ${START:+--start "$START"} --words "$sglang --sglang-mem-fraction-static 0.3" ;;
     step) rounds colocated 0.7 ;;
     step_resident) work=$work/resident rounds colocated 0.35 "--no-offload-train --no-offload-rollout" ;;

@@ -66,10 +66,11 @@ def pausing(config: Config) -> Iterator[str]:
     )
     if not is_sglang or mode in (None, "abort"):
         return
-    if config.colocate:
+    if config.colocate and config.offload_rollout is not False:
         yield (
-            f"--update-weight-pause-mode {mode}: SGLang on the trainer's devices takes weights with abort "
-            "only, which is exact; leave it out"
+            f"--update-weight-pause-mode {mode}: SGLang that leaves the trainer's devices in its turn takes "
+            "weights with abort only; leave it out, or let both sides stay: --no-offload-train "
+            "--no-offload-rollout"
         )
     elif not config.sglang_argv.get("disable_radix_cache"):
         yield (

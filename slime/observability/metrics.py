@@ -184,6 +184,12 @@ _PERF = [
     Metric("perf/request/e2e_latency/*", "s", "one", "of one request to an engine"),
     Metric("perf/request/queue_time/*", "s", "one", "of one request in an engine's queue"),
     Metric("perf/update_weights_wire_bytes", "bytes", "sum", "sent to the engines in one sync"),
+    Metric(
+        "perf/update_weights_hold_time",
+        "s",
+        "one",
+        "of perf/update_weights_time: until running answers that had to end for new weights did",
+    ),
     Metric("perf/update_weights_density", "fraction", "mean", "bytes that changed, in delta mode"),
 ]
 

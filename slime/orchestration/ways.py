@@ -173,8 +173,9 @@ def make_way(
             timeout_s=timeout_s,
             way="gloo" if on_cpu else "ipc",
             has_same_weights=has_same_weights,
+            flushes=mode is PauseMode.ABORT,
         )
-        way = WayToEngines(local, local_transport, has_others=True)
+        way = WayToEngines(local, local_transport, mode, has_others=True)
     else:
         receivers = ReceiverTransport(
             control,

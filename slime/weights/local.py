@@ -76,7 +76,7 @@ class LocalTransport:
         local: gets the address of this rank's engine.
         ranks: the trainer's.
         first_seed: of engine 0; `random_seed` tells an engine's number, and so its slots.
-        host, timeout_s, way, has_same_weights: as in `ReceiverTransport`.
+        host, timeout_s, way, has_same_weights, flushes: as in `ReceiverTransport`.
     """
 
     depth = DEPTH
@@ -92,6 +92,7 @@ class LocalTransport:
         timeout_s: float,
         way: Way,
         has_same_weights: bool = False,
+        flushes: bool = True,
     ) -> None:
         self._control = control
         self._local = local
@@ -101,6 +102,7 @@ class LocalTransport:
         self._timeout_s = timeout_s
         self._way: Way = way
         self._compares = has_same_weights
+        self._flushes = flushes
         self._requests = Requests(control)
         self._sender: Sender | None = None
         self._addresses: list[list[Address]] = []
@@ -159,7 +161,7 @@ class LocalTransport:
         """As `WeightTransport`, for the engine rank that this rank feeds."""
         is_first = self._bucket == 0
         if is_first and self._ranks.rank == 0:
-            self._requests.start(self._invitations(self._sync))
+            self._requests.start(self._invitations(self._sync), flush=self._flushes)
         number, self._bucket = self._bucket, self._bucket + 1
         is_last = version is not None
         sync = self._sync

@@ -61,6 +61,15 @@ def test_through_files_other_ranks_take_part_when_there_is_a_hook(tmp_path: Path
     assert isinstance(way_of(hooked, rank=1), WayOverDisk)
 
 
+def test_requests_may_run_on_through_a_sync_on_shared_slots(tmp_path: Path) -> None:
+    stay = {"colocate": "", "no_offload_train": "", "no_offload_rollout": ""}
+    kept = {"update_weight_pause_mode": "in_place", "sglang_disable_radix_cache": ""}
+    for flags, mode in ({}, PauseMode.ABORT), (kept, PauseMode.IN_PLACE):
+        way = way_of(config_of(tmp_path, **stay, **flags))
+        assert isinstance(way, WayToEngines)
+        assert way.pause_mode is mode
+
+
 class FakeEngines:
     """Take what they are sent; nobody is there."""
 

@@ -55,7 +55,9 @@ def on_ranks(size: int, work: Work) -> list[Any]:
         return list(pool.map(run, range(size)))
 
 
-def way_to(urls: list[str], ranks: Ranks, *, same: bool = False) -> WayToEngines:
+def way_to(
+    urls: list[str], ranks: Ranks, *, same: bool = False, flushes: bool = True
+) -> WayToEngines:
     control = EngineControl(urls, timeout_s=20.0)
     local = LocalControl(control, ranks.rank)
     transport = LocalTransport(
@@ -67,6 +69,7 @@ def way_to(urls: list[str], ranks: Ranks, *, same: bool = False) -> WayToEngines
         timeout_s=20.0,
         way="gloo",
         has_same_weights=same,
+        flushes=flushes,
     )
     return WayToEngines(local, transport, has_others=True)
 
@@ -95,6 +98,7 @@ def run_syncs(
     monkeypatch: pytest.MonkeyPatch,
     *,
     same: bool = False,
+    flushes: bool = True,
 ) -> list[Any]:
     """Each version in turn, whose number is the seed of its weights, from `size` trainer ranks."""
     rank_of: dict[int, Ranks] = {}
@@ -104,7 +108,7 @@ def run_syncs(
 
         def work(ranks: Ranks) -> None:
             rank_of[threading.get_ident()] = ranks
-            way = way_to(urls, ranks, same=same)
+            way = way_to(urls, ranks, same=same, flushes=flushes)
             way.transport.open()
             try:
                 for version in versions:
@@ -113,6 +117,15 @@ def run_syncs(
                 way.close()
 
         return on_ranks(size, work)
+
+
+@pytest.mark.parametrize("flushes", [True, False])
+def test_engines_forget_what_they_cached_unless_they_keep_running_requests(
+    fakes: Engines, monkeypatch: pytest.MonkeyPatch, flushes: bool
+) -> None:
+    engines = fakes.make([(weights(0),)])
+    assert run_syncs(engines, 1, ("1", "2"), monkeypatch, flushes=flushes) == [None]
+    assert engines[0].flushes == [flushes, flushes, False]
 
 
 def test_engines_of_one_and_of_two_slots_get_every_sync(
