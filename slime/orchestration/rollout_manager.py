@@ -294,11 +294,16 @@ class RolloutManager:
                 self._fleet.resume_memory(*tags)
 
     def hold_requests(self) -> None:
-        """Weights come while answers are written: end those that must end, and begin none meanwhile."""
+        """Weights come while answers are written: end those that must end, and begin none meanwhile.
+
+        Through files they come much later than this is called, and engines generate while those are written.
+        """
         # Brings torch along; the driver, which only names this actor's class, does without.
         from slime.orchestration.ways import pause_mode
 
-        if self._fleet is not None and pause_mode(self._config) is PauseMode.ABORT:
+        if self._fleet is None or self._config.update_weight_transport == "disk":
+            return
+        if pause_mode(self._config) is PauseMode.ABORT:
             self._fleet.hold_requests()
 
     def let_requests_go(self) -> None:
