@@ -132,7 +132,10 @@ class Session:
             self._wait(load, "load its state", timeout_s)
         if self._group is not None and self._rolls:
             self.update_weights()
-        logger.info("rollouts %d to %d", self.first_rollout, info.num_rollout - 1)
+        if self.first_rollout < info.num_rollout:
+            logger.info("rollouts %d to %d", self.first_rollout, info.num_rollout - 1)
+        else:
+            logger.info("no rollout is left of %d", info.num_rollout)
         self._times.take()  # the clocks of all sides begin
 
     def start_generate(

@@ -21,6 +21,7 @@ from slime.engines.router import Router
 from slime.engines.servers import ServerProcess
 from slime.rollout.generate import generate
 
+pytestmark = pytest.mark.runs
 TIMEOUT_S = 60.0
 NUM_SESSIONS = 16
 NUM_TURNS = 3
@@ -142,7 +143,6 @@ async def test_samples_of_a_group_go_to_the_engine_that_has_their_prompt(
     assert used == {"1", "2"}
 
 
-@pytest.mark.runs
 @pytest.mark.parametrize("options", BY_KEY, ids=name_of)
 async def test_when_an_engine_dies_its_conversations_move_and_stay(
     engines: dict[str, ServerProcess], options: dict[str, Any], model_path: Path, tmp_path: Path

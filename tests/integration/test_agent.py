@@ -108,6 +108,7 @@ def _check_calculator(running: LiveRollout, prompts: Path, agent: str) -> None:
     assert result.metrics["rollout/usage/requests/mean"] > 1
 
 
+@pytest.mark.runs
 def test_log_probs_are_those_of_one_pass_over_each_branch(random_model: LiveRollout, prompts: Path):
     result = random_model.run(prompts, flags("branching")).generate()
     model = AutoModelForCausalLM.from_pretrained(random_model.model, dtype=torch.float32).eval()
@@ -138,6 +139,7 @@ def _key(sample: Sample) -> tuple[int | None, list[int]]:
     return sample.index, sample.tokens
 
 
+@pytest.mark.runs
 def test_a_round_that_is_full_ends_its_agents(random_model: LiveRollout, prompts: Path):
     more = "--over-sampling-batch-size 6 --partial-rollout"
     run = random_model.run(prompts, flags("branching", more))

@@ -72,11 +72,13 @@ def resumed(first, train) -> Run:
     return run
 
 
+@pytest.mark.runs
 def test_the_one_step_off_driver_resumes_from_the_checkpoint(resumed) -> None:
     assert resumed.series("rollout/step") == [2, 3]
     assert len(resumed.series("rollout/raw_reward")) == 2
 
 
+@pytest.mark.runs
 def test_a_generation_beside_the_training_is_the_engines_time_not_the_drivers(resumed) -> None:
     # In this row the first generation was waited for, and the second went on beside two steps.
     driver, engines = (phases_of(resumed, side)[0] for side in ("round", "engines"))
@@ -88,6 +90,7 @@ def test_a_generation_beside_the_training_is_the_engines_time_not_the_drivers(re
         assert_side_adds_up(resumed, side, 0)
 
 
+@pytest.mark.runs
 def test_saved_rollouts_train_without_engines_and_on_two_ranks(first, train) -> None:
     replay = train(
         "replay",
