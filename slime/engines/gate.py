@@ -56,11 +56,11 @@ class Gate:
                 self._num_under_way -= 1
                 self._changed.notify_all()
 
-    async def has_rested(self, within_s: float) -> bool:
-        """Whether the gate was closed, and opened less than `within_s` seconds ago; waits while it is closed."""
+    async def opened_within(self, seconds: float) -> bool:
+        """Whether it opened in the last `seconds`; waits while it is closed."""
         while self._is_closed:
             await self._opened()
-        return monotonic() - self._opened_at < within_s
+        return monotonic() - self._opened_at < seconds
 
     def _enter(self) -> bool:
         with self._changed:

@@ -15,6 +15,7 @@ def hold_port(host: str = "127.0.0.1", *, count: int = 1) -> int:
     Each is bound, without listening. Linux then gives it to no connection and to nobody who asks for
     any port; a server told of the port, in whatever process, can listen there, again and again, if it
     sets SO_REUSEADDR as this does, which uvicorn, Rust's standard library, torch's stores and ZeroMQ do.
+    A store of this process has `rendezvous.reserve_port`, which listens at once.
 
     Raises:
         EngineUnavailable: there is no such row.

@@ -229,15 +229,13 @@ class Session:
         """Bring the engines to the trainer's weights; logs the cost."""
         if self._recovery is not None:
             turn = self._turns.sync() if self._turns is not None else nullcontext()
-            held = self._requests_held() if self.config.update_weights_in_flight else nullcontext()
-            with span("wait_update_weights"), phase(Phase.SYNC), turn:
-                start = time.perf_counter()
-                with held:
-                    held_s = time.perf_counter() - start
-                    metrics, self._weights = self._recovery.update_weights()
-            if self.config.update_weights_in_flight:
-                metrics["perf/update_weights_hold_time"] = held_s
-                metrics["perf/update_weights_time"] += held_s
+            held = self._requests_held()
+            with span("wait_update_weights"), phase(Phase.SYNC), turn, held as hold_s:
+                metrics, self._weights = self._recovery.update_weights()
+            if hold_s is not None:
+                metrics["perf/update_weights_hold_time"] = hold_s
+                total_s = metrics.get("perf/update_weights_time", 0.0)
+                metrics["perf/update_weights_time"] = total_s + hold_s
             if self.config.fully_async:
                 noted = self._manager.note_weights.remote(self._trained_rounds)
                 self._wait(noted, "note the new weights", self.config.weight_sync_timeout_s)
@@ -245,12 +243,18 @@ class Session:
             self._records.add(metrics)
 
     @contextmanager
-    def _requests_held(self) -> Iterator[None]:
-        """Answers that must end for new weights have ended inside, and none begins."""
-        timeout_s = self.config.weight_sync_timeout_s
+    def _requests_held(self) -> Iterator[float | None]:
+        """Answers that must end for new weights have ended inside, and none begins; the seconds that took.
+
+        None, and nothing is done, where weights come between rounds.
+        """
+        if not self.config.update_weights_in_flight:
+            yield None
+            return
+        timeout_s, start = self.config.weight_sync_timeout_s, time.perf_counter()
         self._wait(self._manager.hold_requests.remote(), "hold its requests", timeout_s)
         try:
-            yield
+            yield time.perf_counter() - start
         finally:
             gone = self._manager.let_requests_go.remote()
         self._wait(gone, "let its requests go", timeout_s)

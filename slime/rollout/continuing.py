@@ -55,7 +55,7 @@ async def settle(num_empty: int = 0) -> None:
 
     Where requests were held back for the cut (`engines/gate.py`), only until they are let go.
     """
-    if await gate.has_rested(FIRST_WAIT_S) and num_empty == 0:
+    if await gate.opened_within(FIRST_WAIT_S) and num_empty == 0:
         return
     await asyncio.sleep(min(FIRST_WAIT_S * 2**num_empty, MAX_WAIT_S))
 

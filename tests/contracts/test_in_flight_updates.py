@@ -331,9 +331,8 @@ async def test_groups_that_an_abort_meets_at_any_time_are_whole(
         await asyncio.sleep(0.15)
     for group in await asyncio.gather(*tasks):
         assert {(s.status, s.response_length) for s in group} == {(Status.TRUNCATED, 32)}
-        if (
-            DEVICE == "cpu"
-        ):  # on CUDA the server is deterministic: without seeds all have the same one
+        # On CUDA the server is deterministic: without seeds all have the same one.
+        if DEVICE == "cpu":
             assert len({tuple(s.tokens) for s in group}) > 1
 
 

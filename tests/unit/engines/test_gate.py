@@ -83,15 +83,15 @@ async def test_a_request_that_gives_up_at_the_gate_is_none_under_way() -> None:
 
 async def test_who_was_cut_short_by_a_closed_gate_goes_on_when_it_opens() -> None:
     barrier = Gate()
-    assert not await barrier.has_rested(60.0)
+    assert not await barrier.opened_within(60.0)
     barrier.close()
-    task = asyncio.create_task(barrier.has_rested(60.0))
+    task = asyncio.create_task(barrier.opened_within(60.0))
     await asyncio.sleep(0.01)
     assert not task.done()
     barrier.open()
     assert await task
-    assert await barrier.has_rested(60.0)
-    assert not await barrier.has_rested(0.0)
+    assert await barrier.opened_within(60.0)
+    assert not await barrier.opened_within(0.0)
 
 
 async def test_the_client_holds_back_what_makes_engines_generate() -> None:
