@@ -72,7 +72,8 @@ class Config(
     Attributes:
         megatron_argv: words for Megatron's own parser; after `resolve` they include MegatronConfig.
         sglang_argv: SGLang server options without their prefix, only those given.
-        router_argv: router options without their prefix, only those given.
+        router_argv: router options without their prefix, only those given; after `resolve` with the
+            policy of a router that slime starts.
         custom: keys of --custom-config-path that no flag owns; plugins find them in the namespace.
     """
 

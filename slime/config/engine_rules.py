@@ -86,7 +86,8 @@ def routing(config: Config) -> Iterator[str]:
     if policy == "power_of_two" and config.sglang_router_ip is None:
         yield (
             "--router-policy power_of_two: the router wants to know its engines when it starts, and "
-            "slime's register once they serve; least_load is its better half"
+            "slime's register once they serve; leave it out: by default a request goes to the engine "
+            "with the fewest"
         )
 
 

@@ -21,6 +21,7 @@ from slime.config.eval_datasets import resolve_eval
 from slime.config.flag_checks import check_flag_states, check_numbers
 from slime.config.foreign import typed_megatron_argv, untyped_megatron_argv
 from slime.config.problems import Problems
+from slime.config.routing import router_options
 from slime.config.rules import check_rules, nearest_divisors
 from slime.errors import ConfigError
 
@@ -218,6 +219,13 @@ def _checkpoint(config: Config) -> dict[str, Any]:
     return changes
 
 
+def _routing(config: Config) -> dict[str, Any]:
+    """The policy of the router; of one that somebody else runs only what the flags say of it is known."""
+    if config.sglang_router_ip is not None:
+        return {}
+    return {"router_argv": router_options(config.router_argv)}
+
+
 def _generating(config: Config) -> dict[str, Any]:
     if config.custom_generate_function_path is not None:
         return {}
@@ -236,6 +244,7 @@ _DERIVED: tuple[tuple[Callable[[Config], dict[str, Any]], tuple[str, ...]], ...]
     (_algorithm, ()),
     (_rollout, ()),
     (_generating, ()),
+    (_routing, ()),
     (_checkpoint, ("load", "start_rollout_id")),
 )
 

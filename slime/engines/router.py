@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 
 from slime.config.api_key import API_KEY_VARIABLE, run_api_key
+from slime.config.routing import router_options
 from slime.engines.ports import hold_port
 from slime.engines.servers import (
     HEALTH_POLL_S,
@@ -31,7 +32,6 @@ CALL_TIMEOUT_S = 10.0
 # One miss costs a retry; with these a dead engine is out within seconds and back as soon as it
 # answers again.
 DEFAULT_OPTIONS: dict[str, Any] = {
-    "policy": "round_robin",
     "log_level": "warn",
     "balance_abs_threshold": 10,
     "balance_rel_threshold": 1.2,
@@ -88,7 +88,7 @@ class Router:
         """Start a router on a free port of `host`.
 
         Args:
-            options: `--router-*` options given by the user, without the prefix.
+            options: `--router-*` options without the prefix; `router_options` fills in a policy.
             request_timeout_s: deadline of one forwarded request.
             timeout_s: deadline of the start.
 
@@ -100,7 +100,7 @@ class Router:
             **DEFAULT_OPTIONS,
             "request_timeout_secs": int(request_timeout_s),
             "prometheus_port": hold_port(host),
-            **options,
+            **router_options(options),
             "host": host,
             "port": port,
         }

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from slime.config.routing import looks_at_sessions
 from slime.data.chat import render, token_ids
 from slime.data.sample import Sample
 from slime.data.versions import last_begin
@@ -17,9 +18,6 @@ Status = Sample.Status
 # The most tokens in the answers of one request to SGLang: 0.4 MB of JSON with log-probs, which take the event loop some
 # milliseconds. Beside longer answers the cost of a request is small, and none has to wait for the longest of its group.
 SHARED_TOKENS = 8_192
-
-# Of smg's policies those that look at the key; --router-sticky-sessions lets the others look too.
-KEYED_POLICIES = frozenset({"consistent_hashing", "manual"})
 
 
 async def generate(args: Any, sample: Sample, sampling_params: Mapping[str, Any]) -> Sample:
@@ -186,9 +184,7 @@ def routing_headers(args: Any, sample: Sample) -> dict[str, str]:
     Only where it routes by keys: under prefix_hash a key would take the place of the prefix, which
     brings the samples of a group together.
     """
-    router: Mapping[str, Any] = args.router_argv
-    is_keyed = router.get("policy") in KEYED_POLICIES or router.get("routing_key_override")
-    if is_keyed and sample.session_id:
+    if looks_at_sessions(args.router_argv) and sample.session_id:
         return {"X-SMG-Routing-Key": sample.session_id}
     return {}
 

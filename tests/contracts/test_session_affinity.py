@@ -4,17 +4,21 @@ Each engine has its own weight version here, so every answer tells who wrote it.
 """
 
 import argparse
+import asyncio
 import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import httpx
 import pytest
 from support.engine_server import START_TIMEOUT_S, engine_spec, running
 from support.rollout_world import make_args
 from support.tiny_models import save_tiny_model
 
+from slime.config.routing import router_options
 from slime.data.sample import Sample
 from slime.engines.client import close_clients
 from slime.engines.router import Router
@@ -28,8 +32,9 @@ NUM_TURNS = 3
 Status = Sample.Status
 
 BY_KEY: list[dict[str, Any]] = [
+    router_options({}),
     {"policy": "consistent_hashing"},
-    {"policy": "manual"},
+    {"policy": "manual", "assignment_mode": "random"},
     {"policy": "round_robin", "routing_key_override": True},
 ]
 # The hash is of so many first tokens (256 unless told): a shorter prompt would change with each turn.
@@ -162,3 +167,39 @@ async def test_when_an_engine_dies_its_conversations_move_and_stay(
         versions = [version for _, version in sample.version_spans if version]
         assert versions == [first, "2", "2"]
         sample.validate()
+
+
+async def mean_gap(args: argparse.Namespace) -> float:
+    """Between the requests at one engine and at the other, while eight times as many samples as are let in
+    at once write answers of very different lengths. The router counts."""
+    numbers, gate, gaps = random.Random(0), asyncio.Semaphore(NUM_SESSIONS), list[int]()
+    url = f"http://{args.sglang_router_ip}:{args.sglang_router_port}"
+
+    async def answer(number: int) -> None:
+        sample = conversation(number)
+        limit = min(400, int(20 * numbers.lognormvariate(0, 1.2)) + 1)
+        params = {"max_new_tokens": limit, "ignore_eos": True, "sampling_seed": 1}
+        async with gate:
+            await generate(args, sample, params)
+
+    tasks = [asyncio.create_task(answer(i)) for i in range(8 * NUM_SESSIONS)]
+    async with httpx.AsyncClient(base_url=url, trust_env=False) as http:
+        await asyncio.sleep(0.1)
+        # Once the last of them wait no more, which engine is left with work is chance.
+        while gate.locked():
+            workers = (await http.get("/workers")).json()["workers"]
+            loads = [worker["load"] for worker in workers]
+            gaps.append(max(loads) - min(loads))
+            await asyncio.sleep(0.01)
+    await asyncio.gather(*tasks)
+    return fmean(gaps)
+
+
+async def test_requests_go_to_the_engine_with_the_fewest(
+    engines: dict[str, ServerProcess], model_path: Path, tmp_path: Path
+) -> None:
+    with routed(engines, router_options({}), tmp_path, model_path) as args:
+        balanced = await mean_gap(args)
+    with routed(engines, {"policy": "round_robin"}, tmp_path, model_path) as args:
+        in_turns = await mean_gap(args)
+    assert 2 * balanced < in_turns

@@ -53,6 +53,17 @@ def test_an_agent_implies_the_generate_function_around_it(tmp_path: Path) -> Non
     assert found.custom_generate_function_path == "slime.agent.generate.generate"
 
 
+def test_the_router_gets_a_policy_that_spreads_by_load(tmp_path: Path) -> None:
+    found = config(tmp_path).router_argv
+    assert (found["policy"], found["assignment_mode"]) == ("manual", "min_load")
+    assert config(tmp_path, router_policy="round_robin").router_argv == {"policy": "round_robin"}
+
+
+def test_nothing_is_said_of_the_policy_of_somebody_elses_router(tmp_path: Path) -> None:
+    found = config(tmp_path, sglang_router_ip="127.0.0.1", sglang_router_port="30000")
+    assert found.router_argv == {}
+
+
 def test_given_values_stay(tmp_path: Path) -> None:
     resolved = config(tmp_path, eps_clip_high="0.28", rollout_max_prompt_len="5")
     assert (resolved.eps_clip_high, resolved.rollout_max_prompt_len) == (0.28, 5)

@@ -96,7 +96,10 @@ from slime.errors import ConfigError
             },
             "add --sglang-disable-radix-cache",
         ),
-        ({"router_policy": "power_of_two"}, "least_load is its better half"),
+        (
+            {"router_policy": "power_of_two"},
+            "by default a request goes to the engine with the fewest",
+        ),
         ({"use_tis": "", "tis_clip": "0.5", "tis_clip_low": "1"}, "is above --tis-clip"),
         (
             {"loss_type": "custom_loss"},
