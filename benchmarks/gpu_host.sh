@@ -90,7 +90,7 @@ stage() {
     sync_fp8) timeout "$limit" "$python" benchmarks/fp8_sync.py ;;
     fully_async)
       always --task lengths --model qwen3-1.7b --modes in-place-4 resident at-once-4 fully-async-2 --longest 4096 --max-tokens 16384 \
-        --rounds 16 --words "$sglang --sglang-mem-fraction-static 0.3" ;;
+        --rounds 22 --words "$sglang --sglang-mem-fraction-static 0.3" ;;
     fully_async_rewards)
       always --task quickstart --modes in-place-4 resident at-once-4 --longest 2048 --rounds 60 \
         ${START:+--start "$START"} --words "$sglang --sglang-mem-fraction-static 0.3" ;;

@@ -41,13 +41,16 @@ def test_the_run_comes_to_its_end(run: Run) -> None:
 
 def test_rounds_are_written_by_the_weights_before_and_after_a_sync(run: Run) -> None:
     assert {row["weight_versions"][-1] for row in rows(run, 0)} == {"1"}
+    num_mixed = 0
     for rollout_id in (1, 2, 3):
         spans = [row["version_spans"] for row in rows(run, rollout_id)]
         old, new = str(rollout_id), str(rollout_id + 1)
         assert {version for row in spans for _, version in row} == {old, new}
-        # One answer ran when the weights came, and went on.
-        (mixed,) = [row for row in spans if len(row) > 1]
-        assert [version for _, version in mixed] == [old, new]
+        # At most one answer ran when the weights came, and went on; they may come between two.
+        mixed = [[version for _, version in row] for row in spans if len(row) > 1]
+        assert mixed in ([], [[old, new]])
+        num_mixed += len(mixed)
+    assert num_mixed
     assert len(run.series("rollout/mixed_versions_ratio")) == 3
 
 
