@@ -1,9 +1,8 @@
 """Which engine the router gives a request: the policy taken unless told, and who looks at a session's key.
 
 Engines that generate without a pause need requests spread by what is in flight, not by turns: answers differ in
-length, so `round_robin` leaves one engine with a queue and the other with free places. Of smg's policies that spread by
-load, `manual` with `min_load` goes by the router's own count; `least_load` and `cache_aware` go by what engines said
-up to ten seconds ago. Measured in benchmarks/results/fully_async.md.
+length, so `round_robin` leaves one engine with a queue and the other with free places (measured in
+benchmarks/results/fully_async.md). smg's `manual` with `min_load` goes by the router's own count of requests.
 """
 
 from collections.abc import Mapping
