@@ -157,29 +157,45 @@ def flush_cache(url: str) -> None:
 
 
 @contextmanager
+def launched(config: Config, folder: Path, count: int) -> Iterator[list[ServerProcess]]:
+    """Servers that are on their way, as a run starts them."""
+    launch = lookup(ENGINES, config.rollout_engine)
+    processes: list[ServerProcess] = []
+    try:
+        for index in range(count):
+            spec = launch(config, index=index, host=HOST, port=hold_port(), log_dir=folder / "logs")
+            processes.append(ServerProcess(spec))
+        yield processes
+    finally:
+        for process in processes:
+            process.stop()
+
+
+@contextmanager
+def routed(config: Config, folder: Path, servers: Sequence[ServerProcess]) -> Iterator[Router]:
+    """The run's router in front of `servers`, all of them healthy."""
+    router = Router.start(
+        host=HOST,
+        log_path=folder / "logs" / "router.log",
+        options=dict(config.router_argv),
+        request_timeout_s=config.sglang_router_request_timeout_secs,
+        timeout_s=START_TIMEOUT_S,
+    )
+    try:
+        for server in servers:
+            server.wait_healthy(START_TIMEOUT_S)
+        router.add_engines([server.spec.url for server in servers], START_TIMEOUT_S)
+        yield router
+    finally:
+        router.stop()
+
+
+@contextmanager
 def servers(config: Config, folder: Path) -> Iterator[tuple[str, Router, float]]:
     """A server and the router in front of it; address of the server, router, seconds of the start."""
     start = time.perf_counter()
-    launch = lookup(ENGINES, config.rollout_engine)
-    server = ServerProcess(
-        launch(config, index=0, host=HOST, port=hold_port(), log_dir=folder / "logs")
-    )
-    router: Router | None = None
-    try:
-        router = Router.start(
-            host=HOST,
-            log_path=folder / "logs" / "router.log",
-            options=dict(config.router_argv),
-            request_timeout_s=config.sglang_router_request_timeout_secs,
-            timeout_s=START_TIMEOUT_S,
-        )
-        server.wait_healthy(START_TIMEOUT_S)
-        router.add_engines([server.spec.url], START_TIMEOUT_S)
+    with launched(config, folder, 1) as (server,), routed(config, folder, [server]) as router:
         yield server.spec.url, router, time.perf_counter() - start
-    finally:
-        if router is not None:
-            router.stop()
-        server.stop()
 
 
 def measure(

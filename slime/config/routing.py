@@ -2,7 +2,7 @@
 
 Engines that generate without a pause need requests spread by what is in flight, not by turns: answers differ in
 length, so `round_robin` leaves one engine with a queue and the other with free places (measured in
-benchmarks/results/fully_async.md). smg's `manual` with `min_load` goes by the router's own count of requests.
+benchmarks/results/routing.md). smg's `manual` with `min_load` goes by the router's own count of requests.
 """
 
 from collections.abc import Mapping
