@@ -7,7 +7,8 @@
 #
 # Each stage leaves NAME.log, and NAME.jsonl if it has figures, in $OUT; NAME.done says that it ended well, and it
 # is then left out. PYTHON names an interpreter that has torch, Megatron-Core, transformers and pytest. Stages of rollouts
-# and rounds write models and runs (8 GB) to $WORK and go on there when they are run again; SGLANG_ARGS are their servers'.
+# and rounds write models and runs (8 GB) to $WORK and go on there when they are run again; SGLANG_ARGS are their servers';
+# SEEDS and MODES those of fully_async.py.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 cards=${1:?how many cards: 1, 2 or 4}
@@ -42,7 +43,7 @@ sync() { # MODEL, more words of weight_sync.py
 }
 always() { # fully_async.py
   timeout "$limit" "$python" benchmarks/fully_async.py --device cuda --gpus "$cards" --out "$work/always" --prompts "$((8 * cards))" --places 64 \
-    --median 0.125 --sigma 1 --seeds 0 --warmup 3 --tail 5 "$@"
+    --median 0.125 --sigma 1 --seeds ${SEEDS:-0} --warmup 3 --tail 5 "$@"
 }
 experts() { NCCL_MIN_P2P_NCHANNELS=32 NCCL_MAX_P2P_NCHANNELS=32 steps --model qwen3-30b-a3b --limit-s 330 "$@"; }
 
@@ -89,10 +90,10 @@ stage() {
         --words "--expert-model-parallel-size $((cards / 2))" ;;
     sync_fp8) timeout "$limit" "$python" benchmarks/fp8_sync.py ;;
     fully_async)
-      always --task lengths --model qwen3-1.7b --modes in-place-4 resident at-once-4 fully-async-2 --longest 4096 --max-tokens 16384 \
+      always --task lengths --model qwen3-1.7b --modes ${MODES:-resident in-place-4 at-once-4 fully-async-2} --longest 4096 --max-tokens 16384 \
         --rounds 22 --words "$sglang --sglang-mem-fraction-static 0.3" ;;
     fully_async_rewards)
-      always --task quickstart --modes in-place-4 resident at-once-4 --longest 2048 --rounds 60 \
+      always --task quickstart --modes ${MODES:-resident in-place-4 at-once-4} --longest 2048 --rounds 60 \
         ${START:+--start "$START"} --words "$sglang --sglang-mem-fraction-static 0.3" ;;
     step) rounds colocated 0.7 ;;
     step_resident) work=$work/resident rounds colocated 0.35 "--no-offload-train --no-offload-rollout" ;;

@@ -8,7 +8,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/../lib/tiny.sh"
 begin search-r1 "$@"
 "${python}" "${here}/tiny_search.py" "${run}" --seed "${seed}"
 
-supervised 67 8 # with and without a search
+# With and without a search. At the 3e-3 of the other examples one seed of six did not learn to copy what was found.
+supervised 67 8 --lr 1.5e-3 --min-lr 1.5e-4
 
 echo "== the search server"
 rm -f "${run}/search.url"
