@@ -10,7 +10,7 @@
 # and rounds write models and runs (8 GB) to $WORK and go on there when they are run again; SGLANG_ARGS are their servers';
 # SEEDS and MODES those of fully_async.py.
 set -uo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 cards=${1:?how many cards: 1, 2 or 4}
 shift
 out=${OUT:-runs/gpu}
@@ -41,9 +41,12 @@ rounds() { # MODE, share of memory for the engines, more flags of train.py
 sync() { # MODEL, more words of weight_sync.py
   timeout "$limit" "$python" benchmarks/weight_sync.py --model "$1" --bucket-mib 1024 --logs "$out/engines" "${@:2}"
 }
-always() { # fully_async.py
+always() { # its MODES, more flags of fully_async.py
+  local seeds modes
+  read -ra seeds <<<"${SEEDS:-0}"
+  read -ra modes <<<"${MODES:-$1}"
   timeout "$limit" "$python" benchmarks/fully_async.py --device cuda --gpus "$cards" --out "$work/always" --prompts "$((8 * cards))" --places 64 \
-    --median 0.125 --sigma 1 --seeds ${SEEDS:-0} --warmup 3 --tail 5 "$@"
+    --median 0.125 --sigma 1 --seeds "${seeds[@]}" --modes "${modes[@]}" --warmup 3 --tail 5 "${@:2}"
 }
 experts() { NCCL_MIN_P2P_NCHANNELS=32 NCCL_MAX_P2P_NCHANNELS=32 steps --model qwen3-30b-a3b --limit-s 330 "$@"; }
 
@@ -90,10 +93,10 @@ stage() {
         --words "--expert-model-parallel-size $((cards / 2))" ;;
     sync_fp8) timeout "$limit" "$python" benchmarks/fp8_sync.py ;;
     fully_async)
-      always --task lengths --model qwen3-1.7b --modes ${MODES:-resident in-place-4 at-once-4 fully-async-2} --longest 4096 --max-tokens 16384 \
+      always "resident in-place-4 at-once-4 fully-async-2" --task lengths --model qwen3-1.7b --longest 4096 --max-tokens 16384 \
         --rounds 22 --words "$sglang --sglang-mem-fraction-static 0.3" ;;
     fully_async_rewards)
-      always --task quickstart --modes ${MODES:-resident in-place-4 at-once-4} --longest 2048 --rounds 60 \
+      always "resident in-place-4 at-once-4" --task quickstart --longest 2048 --rounds 60 \
         ${START:+--start "$START"} --words "$sglang --sglang-mem-fraction-static 0.3" ;;
     step) rounds colocated 0.7 ;;
     step_resident) work=$work/resident rounds colocated 0.35 "--no-offload-train --no-offload-rollout" ;;
