@@ -144,6 +144,7 @@ start_ray() {
     exit 2
   fi
   private_token
+  export RAY_worker_niceness="${RAY_worker_niceness:-0}" # Ray's own 15 starves trainer and engines beside other programs.
   { read -r folder; read -r port; read -r dashboard; read -r agent; } < <("$PYTHON" - <<'PY'
 import socket
 from slime.orchestration.ray_cluster import private_ray_folder
@@ -176,7 +177,7 @@ PY
   done
   rm -f "$log"
   say "started Ray at $RAY_ADDRESS for this run (process $RECIPE_RAY_PID)"
-  ((NUM_NODES == 1)) || say "on each other node: RAY_AUTH_MODE=$RAY_AUTH_MODE ray start --address $RAY_ADDRESS --block"
+  ((NUM_NODES == 1)) || say "on each other node: RAY_AUTH_MODE=$RAY_AUTH_MODE RAY_worker_niceness=$RAY_worker_niceness ray start --address $RAY_ADDRESS --block"
 }
 
 # Whoever has the token can run code as you; Ray listens on every interface. Several nodes must share one.

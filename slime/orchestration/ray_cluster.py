@@ -41,6 +41,9 @@ def connect(cluster: ClusterConfig, num_slots: int) -> None:
     # Workers inherit this process's environment: cheaper than a runtime_env, which wants an agent.
     os.environ.update(environment)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray gives its workers niceness 15: trainer and engines would get a thirtieth of what any busy
+    # program on the machine gets, and miss deadlines.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     # Ray listens on every interface and asks for a token; its own one lies in ~/.ray/auth_token,
     # which other users can often read. Ours is in no file.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -23,6 +23,9 @@ class Worker:
     def work(self) -> int:
         return 7
 
+    def niceness(self) -> int:
+        return os.nice(0)
+
     def refuse(self) -> None:
         raise ConfigError("--tensor-model-parallel-size 3 does not divide 4 heads")
 
@@ -59,6 +62,11 @@ def worker():
 def test_results_come_in_the_order_of_the_calls(worker):
     calls = {"a": worker.work.remote(), "b": worker.work.remote()}
     assert wait_for(calls, action="work", timeout_s=30.0) == [7, 7]
+
+
+def test_actors_have_the_priority_of_the_driver(worker):
+    calls = {"train rank 0": worker.niceness.remote()}
+    assert wait_for(calls, action="tell", timeout_s=30.0) == [os.nice(0)]
 
 
 def test_an_error_of_ours_comes_out_as_itself(worker):
